@@ -1,0 +1,120 @@
+# Long Range Arena. `make` lists the targets. Words of the form key=value go to the Python command unchanged.
+# Needs GNU make 3.81 or newer and Python 3.11 to 3.13; everything else is set up in .venv on first use.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+MAKEFLAGS += --no-print-directory
+
+##@ Experiments
+lra: .venv/.ready ## train and test one run:  make lra task=listops attn=mra2 train.lr=3e-4
+	@exec $(PY) -m lra.train $(WORDS) $(ARGS)
+
+sweep: .venv/.ready ## many runs:  make sweep task=listops attn=mra2,softmax seed=0,1,2
+	@exec $(PY) -m lra.train hydra.mode=MULTIRUN $(WORDS) $(ARGS)
+
+compare: .venv/.ready ## all runs beside the published numbers
+	@exec $(PY) -m lra.results $(WORDS) $(ARGS)
+
+bench: .venv/.ready ## speed and memory:  make bench name=speed
+	@exec $(PY) -m benchmarks.$(BENCH) $(WORDS) $(ARGS)
+
+##@ Data
+data: .venv/.ready ## prepare a task's data:  make data task=listops
+	@exec $(PY) -m lra.prepare $(WORDS) $(ARGS)
+
+data-doctor: .venv/.ready ## what a sceptic asks of the data first
+	@exec $(PY) -m lra.prepare --doctor $(WORDS) $(ARGS)
+
+##@ Development
+setup: .venv/.ready ## create .venv from requirements.lock (the other targets do it by themselves)
+	@$(PY) -c 'import sys; print("ready: Python %d.%d.%d in .venv" % sys.version_info[:3])'
+
+test: .venv/.ready ## run the tests:  make test ARGS='-k listops'
+	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 $(ARGS)
+
+lint: .venv/.ready ## check style and types
+	@$(PY) -m ruff check $(CODE)
+	@$(PY) -m ruff format --check $(CODE)
+	@$(PY) -m mypy
+
+format: .venv/.ready ## put the code in its standard form
+	@$(PY) -m ruff check --fix-only --quiet $(CODE)
+	@$(PY) -m ruff format $(CODE)
+
+clean: ## remove caches and build products; runs and data stay
+	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
+
+TARGETS := lra sweep compare bench data data-doctor setup test lint format clean help
+.PHONY: $(TARGETS) FORCE
+PY := .venv/bin/python
+CODE := lra attention_zoo benchmarks tests
+
+# Words. Each VAR=VALUE of make's command line becomes one quoted word, whatever it contains. They are kept out of the
+# environment, where make would expand the `$` in them.
+GIVEN = $(foreach v,$(sort $(.VARIABLES)),$(if $(findstring command line,$(origin $v)),$v))
+QUOTE = '$(subst ','\'',$1)'
+NAMES := $(filter-out PYTHON ARGS MAKEFLAGS $(if $(filter bench,$(MAKECMDGOALS)),name),$(GIVEN))
+WORDS = $(foreach v,$(NAMES),$(call QUOTE,$v=$(value $v)))
+$(foreach v,$(NAMES),$(eval unexport $v))
+MAKEOVERRIDES :=
+
+UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready,$(MAKECMDGOALS)))
+$(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
+
+BENCHMARKS := $(filter-out __init__,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+BENCH := $(if $(filter name,$(GIVEN)),$(value name),speed)
+ifneq (,$(filter bench,$(MAKECMDGOALS)))
+$(if $(filter $(BENCH),$(BENCHMARKS)),,$(error name=$(BENCH) is not a benchmark; there are $(BENCHMARKS)))
+endif
+
+# Set-up. The stamp is written last and holds the path of the repository: a .venv that is half made, moved or broken is made
+# again. The lock dies with the process that holds it, and keeps two makes apart.
+SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+VERSION := import sys; print(*sys.version_info[:2])
+CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13)
+USABLE := .venv/bin/python -c '' 2>/dev/null \
+  $(if $(PYTHON),&& [ "`$(PYTHON) -c '$(VERSION)'`" = "`.venv/bin/python -c '$(VERSION)'`" ])
+READY := [ "`cat .venv/.ready 2>/dev/null`" = "`pwd -P`" ] && $(USABLE)
+
+define LOCKED
+import fcntl, os, sys
+lock = open("requirements.lock", "r+")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("another make is setting up .venv; waiting for it", flush=True)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+os.set_inheritable(lock.fileno(), True)
+os.execvp("sh", ["sh", "-euc", *sys.argv[1:]])
+endef
+
+define SET_UP
+if [ .venv/.ready -nt requirements.lock ] && [ .venv/.ready -nt pyproject.toml ] && $(READY); then exit; fi
+echo "setting up .venv (about 2 minutes) ..."
+trap 'echo "set-up failed: put right what is named above, then run make again" >&2' EXIT
+if [ -e .venv/.unfinished ] || ! { $(USABLE); }; then rm -rf .venv; "$$0" -m venv .venv; fi
+rm -f .venv/.ready
+: > .venv/.unfinished
+pip() { .venv/bin/python -m pip --quiet --quiet --disable-pip-version-check "$$@"; }
+pip install `grep '^setuptools==' requirements.lock`
+pip install --compile --no-build-isolation --requirement requirements.lock
+pip install --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .
+.venv/bin/python -m compileall -q lra attention_zoo
+rm .venv/.unfinished
+pwd -P > .venv/.ready
+trap - EXIT
+endef
+
+.venv/.ready: export LOCKED := $(LOCKED)
+.venv/.ready: export SET_UP := $(SET_UP)
+.venv/.ready: requirements.lock pyproject.toml $(shell $(READY) || echo FORCE)
+	@for python in $(CANDIDATES); do \
+	  if $$python -c '$(SUITABLE)' 2>/dev/null; then exec $$python -c "$$LOCKED" "$$SET_UP" $$python; fi; \
+	done; echo 'error: $(or $(PYTHON),python3) is not Python 3.11 to 3.13 with venv; name one: make PYTHON=/path/to/python3.12' >&2; exit 2

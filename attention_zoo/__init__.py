@@ -1,0 +1,12 @@
+"""Attention cores behind one contract: `ZOO[name](heads, head_dim, seq_len)(q, k, v, mask)`."""
+
+from __future__ import annotations
+
+from .base import Attention
+from .mra2 import MRA2
+from .mra2_s import MRA2S
+from .softmax import Softmax
+
+ZOO: dict[str, type[Attention]] = {"softmax": Softmax, "mra2": MRA2, "mra2_s": MRA2S}
+
+__all__ = ["MRA2", "MRA2S", "ZOO", "Attention", "Softmax"]

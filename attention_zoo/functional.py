@@ -1,0 +1,32 @@
+"""Mathematics that more than one variant needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def block_counts(mask: Tensor, block_size: int) -> Tensor:
+    """(B, K) the real tokens of each block; mask (B, N), the last block may be shorter."""
+    return F.pad(mask, (0, -mask.shape[1] % block_size)).unflatten(1, (-1, block_size)).sum(-1)
+
+
+def block_means(x: Tensor, counts: Tensor, block_size: int) -> Tensor:
+    """(B, H, K, D) the mean of x (B, H, N, D) over each block's real tokens, in float64; 0 where counts (B, K) is 0.
+
+    Padded rows of x must be 0. In float64, because choices hang on the means: the same block then wins on every device
+    and however much padding follows.
+    """
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % block_size)).unflatten(2, (-1, block_size))  # (B, H, K, block_size, D)
+    return x.sum(3, dtype=torch.float64) / counts.clamp(min=1)[:, None, :, None]
+
+
+def masked_softmax(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax and logsumexp over the kept entries of the last dimension; where a row keeps none, 0 and -inf."""
+    some = keep.any(-1, keepdim=True)
+    # A row that keeps nothing is computed over all its entries and dropped afterwards, so that no gradient is NaN.
+    logits = logits.masked_fill(some & ~keep, -math.inf)
+    return logits.softmax(-1).masked_fill(~some, 0.0), logits.logsumexp(-1).masked_fill(~some.squeeze(-1), -math.inf)

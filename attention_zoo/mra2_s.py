@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .functional import block_means
+from .selection import SelectsBlocks
+
+
+class MRA2S(SelectsBlocks):
+    """MRA-2-s: softmax attention over the tokens of the selected block pairs alone.
+
+    Zeng et al., "Multi Resolution Analysis (MRA) for Approximate Self-Attention", 2022. https://arxiv.org/abs/2207.10284
+    Cost O(P block_size^2 D + K^2 D) for P selected pairs of K x K.
+    Deviations from the authors' code: padding is excluded before every maximum and never selected, ties are broken by
+    position, a query block without a selected key block gets its best one, and nothing is added to the normaliser.
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            counts = self.counts(q, mask)  # (B, K)
+            q_mean, k_mean = (block_means(x, counts, self.block_size) for x in (q, k))  # (B, H, K, D)
+            logits = q_mean @ k_mean.mT / math.sqrt(self.head_dim)  # (B, H, K, K)
+            pairs = self.select(logits, counts)  # (B, H, P, 2)
+        return self.attend_pairs(q, k, v, mask, pairs)

@@ -1,0 +1,138 @@
+"""Which (query block, key block) pairs to compute exactly: MRA's choice, shared by its variants."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Attention, whole
+from .functional import block_counts
+from .ops.block_sparse import block_sparse_attention
+
+BUDGETS = ("seq_len", "length")
+
+# A rank is GROUP x (0, 1 or 2) plus a place below GROUP; a pair of rank NEVER cannot be chosen.
+GROUP = 2**60
+NEVER = 2**62
+
+
+class SelectsBlocks(Attention):
+    """An attention that computes the most promising block pairs exactly.
+
+    block_size       tokens per block
+    blocks_per_row   pairs per head, as a mean over the query blocks; a query block always gets its best key block
+    first_blocks     the first so many query blocks and key blocks are always chosen, as long as the budget lasts
+    diagonal_blocks  the same for pairs of blocks at most floor(diagonal_blocks / 2) apart, if it is not 0
+    budget           "seq_len": blocks_per_row x the blocks of seq_len, whatever the input's length (as published);
+                     "length": blocks_per_row x the blocks of the example that hold real tokens
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        seq_len: int,
+        *,
+        block_size: int = 32,
+        blocks_per_row: int = 8,
+        first_blocks: int = 0,
+        diagonal_blocks: int = 0,
+        budget: str = "seq_len",
+    ) -> None:
+        super().__init__(heads, head_dim, seq_len)
+        self.block_size = whole("block_size", block_size, least=1)
+        self.blocks_per_row = whole("blocks_per_row", blocks_per_row, least=0)
+        self.first_blocks = whole("first_blocks", first_blocks, least=0)
+        self.diagonal_blocks = whole("diagonal_blocks", diagonal_blocks, least=0)
+        if budget not in BUDGETS:
+            raise ValueError(f"budget={budget!r} is not one of {', '.join(BUDGETS)}")
+        self.budget = budget
+
+    @classmethod
+    def exact_limit(cls, seq_len: int) -> dict[str, int]:
+        return {"blocks_per_row": seq_len}
+
+    def kernel(self, device: torch.device) -> str:
+        return "reference"
+
+    def share(self, mask: Tensor) -> Tensor:
+        """(B,) the share of an example's real block pairs that fits the budget; mask (B, N). 0 where nothing is real.
+
+        Pairs beyond the budget, chosen because a query block would have none, are not counted.
+        """
+        blocks = (block_counts(mask, self.block_size) > 0).sum(-1)
+        return torch.minimum(self._pairs(blocks), blocks**2) / (blocks**2).clamp(min=1)
+
+    def _pairs(self, blocks: Tensor) -> Tensor:
+        """The budget of examples with so many real blocks."""
+        if self.budget == "length":
+            return self.blocks_per_row * blocks
+        return torch.full_like(blocks, self.blocks_per_row * -(-self.seq_len // self.block_size))
+
+    def counts(self, q: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, K) the real tokens of each block."""
+        if mask is None:
+            mask = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool, device=q.device)
+        return block_counts(mask, self.block_size)
+
+    def _misses_rows(self) -> bool:
+        """Whether the forced pairs can leave less of the budget than one pair for each query block."""
+        diagonals = 2 * (self.diagonal_blocks // 2) + 1 if self.diagonal_blocks else 0
+        return self.blocks_per_row <= 2 * self.first_blocks + diagonals
+
+    @torch.no_grad()
+    def select(self, logits: Tensor, counts: Tensor) -> Tensor:
+        """Choose the block pairs of every head: (B, H, P, 2) int64, sorted, empty pairs (K, 0) at the end.
+
+        logits (B, H, K, K) of the block means, float64; counts (B, K) of real tokens in each block. A pair's score is
+        its logit minus the largest of its row. First come the pairs that `first_blocks` and `diagonal_blocks` force,
+        then each row's best, then the others; within each by score, and equal scores by (query block, key block).
+        """
+        count = logits.shape[-1]
+        pairs = min(self.blocks_per_row * -(-self.seq_len // self.block_size), count**2)
+        filled = counts > 0  # (B, K)
+        real = (filled[:, :, None] & filled[:, None, :])[:, None]  # (B, 1, K, K)
+        x, y = torch.arange(count, device=logits.device)[:, None], torch.arange(count, device=logits.device)
+
+        # Logits that differ by the rounding of float64 alone become equal. The bits of a float32 >= 0, read as an
+        # integer, are in its order; x K + y makes every rank different.
+        logits = logits.float().masked_fill(~real, -math.inf)
+        lost = (logits.amax(-1, keepdim=True) - logits).view(torch.int32).long() & 0x7FFFFFFF
+        rank = (lost * count**2 + x * count + y).masked_fill(~real, NEVER)  # (B, H, K, K)
+        best = rank.amin(-1, keepdim=True)  # (B, H, K, 1)
+        forced = (x < self.first_blocks) | (y < self.first_blocks)
+        if self.diagonal_blocks:
+            forced = forced | ((x - y).abs() <= self.diagonal_blocks // 2)
+        group = torch.where(forced, 0, torch.where(rank == best, 1, 2))
+        rank = torch.where(real, rank + group * GROUP, NEVER).flatten(-2)
+
+        rank = rank.topk(pairs, largest=False, sorted=True).values  # (B, H, P)
+        affordable = torch.arange(pairs, device=rank.device) < self._pairs(filled.sum(-1))[:, None, None]
+        chosen = torch.where((rank < NEVER) & affordable, rank % GROUP % count**2, count**2)
+        if self._misses_rows():
+            empty = filled.new_zeros(*chosen.shape[:2], count + 1)
+            missed = filled[:, None] & ~empty.scatter(-1, chosen // count, True)[..., :count]
+            extra = torch.where(missed, best.squeeze(-1) % count**2, count**2)  # (B, H, K)
+            chosen = torch.cat([chosen, extra], -1)
+        chosen = chosen.sort(-1).values
+        return torch.stack([chosen // count, chosen % count], -1)
+
+    def attend_pairs(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        pairs: Tensor,
+        prior_logit: Tensor | None = None,
+        prior_value: Tensor | None = None,
+    ) -> Tensor:
+        """Softmax over the pairs (B, H, P, 2) and a virtual key of prior_logit (B, H, K), prior_value (B, H, K, D)."""
+        q, k, v, pairs = (x.flatten(0, 1) for x in (q, k, v, pairs))
+        mask = None if mask is None else mask.repeat_interleave(self.heads, 0)
+        prior_logit = None if prior_logit is None else prior_logit.flatten(0, 1)
+        prior_value = None if prior_value is None else prior_value.flatten(0, 1)
+        out, _ = block_sparse_attention(q, k, v, pairs, self.block_size, mask, prior_logit, prior_value)
+        return out.unflatten(0, (-1, self.heads))

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Attention
+
+
+class Softmax(Attention):
+    """Softmax attention: softmax(q k^T / sqrt(D)) v over all real tokens.
+
+    Vaswani et al., "Attention Is All You Need", 2017. https://arxiv.org/abs/1706.03762
+    Cost O(N^2 D) time, O(N D) memory where torch has a fused kernel. Deviation: no dropout of attention probabilities
+    unless `dropout` asks for it (training only); the MRA paper's Transformer used 0.1.
+    """
+
+    def __init__(self, heads: int, head_dim: int, seq_len: int, *, dropout: float = 0.0) -> None:
+        super().__init__(heads, head_dim, seq_len)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout={dropout!r} must be a number with 0 <= dropout < 1")
+        self.dropout = dropout
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if mask is None:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        # An example without a real token looks at all its places: their values are 0, and nothing is NaN.
+        seen = mask | ~mask.any(-1, keepdim=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :], dropout_p=dropout)
+
+    @classmethod
+    def exact_limit(cls, seq_len: int) -> dict[str, int]:
+        return {}

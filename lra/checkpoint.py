@@ -1,0 +1,30 @@
+"""The checkpoint of a run: written whole, read without executing anything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lra.files import write_atomically
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them, in one step."""
+    write_atomically(path, lambda file: torch.save(dict(state), file))
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint onto `device`. A file that is none is a ValueError that names it and says what to do."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a whole checkpoint ({reason}); fresh=true starts the run over") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a checkpoint of this project; fresh=true starts the run over")
+    return state

@@ -1,0 +1,42 @@
+"""The command line of a module: `key=value` words, `--help` in the usual form, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from lra.words import parse
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def command(
+    module: str,
+    summary: str,
+    keys: Mapping[str, tuple[str, str]],
+    work: Callable[[dict[str, str]], int],
+    words: Sequence[str] | None = None,
+) -> int:
+    """Run `work` on the words of `python -m <module>` and return the exit code.
+
+    `keys` maps each known key to its default and its line of help. A ValueError (WordError is one) ends with code 2,
+    an OSError with 1, each in one line.
+    """
+    width = max(map(len, keys)) + 1
+    lines = [f"  {key + '=':{width}}  {line} (default: {default or 'all'})" for key, (default, line) in keys.items()]
+    parser = Parser(f"python -m {module}", description=summary, epilog="\n".join(["keys:", *lines]))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="*", metavar="key=value", help="see keys below")
+    given = parser.parse_args(words).words
+    try:
+        return work(parse(given, {key: default for key, (default, _) in keys.items()}))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1

@@ -1,0 +1,403 @@
+"""The loop: build a model, train it, evaluate it, and be able to stop at any instant."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo import ZOO
+from lra import checkpoint, machine
+from lra.config import Config
+from lra.data import Batch, Data, Sampler, Split, collate, evaluation_batches
+from lra.files import write_atomically
+from lra.model import Classifier, transformer
+from lra.progress import Display
+from lra.run import Run
+from lra.tracker import Metrics, Tracker
+from lra.words import WordError, nearest
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM was answered with everything saved; `signum` says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Diverged(Exception):
+    """The loss or a weight stopped being a finite number at `step`."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class OutOfMemory(Exception):
+    """The device has no room for a batch; the message says what to change."""
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a request that the loop answers between two steps. A second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.ask)
+
+    def ask(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            raise SystemExit(128 + signum)
+        self.signum = signum
+
+    def answer(self) -> None:
+        """Raise Stopped where a signal has asked for it."""
+        if self.signum:
+            raise Stopped(self.signum)
+
+
+def build(config: Config, vocab: int, classes: int) -> Classifier:
+    """The model of a configuration; a parameter that the attention class does not have, or refuses, is a WordError."""
+    name = config.attn.get("name")
+    if name not in ZOO:
+        raise WordError(f"attn.name={name} is not one of {', '.join(ZOO)}{nearest(str(name), ZOO)}")
+    own = {key: value for key, value in config.attn.items() if key != "name"}
+    takes = [key for key, p in inspect.signature(ZOO[name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for key in own:
+        if key not in takes:
+            raise WordError(f"attn.{key}: {name} takes {', '.join(takes) or 'no parameters'}{nearest(key, takes)}")
+    size = config.model
+    torch.manual_seed(derived_seed(config.seed, "weights"))
+    try:
+        return transformer(
+            lambda: ZOO[name](size.heads, size.head_dim, size.seq_len, **own),
+            layers=size.layers, dim=size.dim, ffn=size.ffn, dropout=size.dropout,
+            seq_len=size.seq_len, vocab=vocab, classes=classes,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise WordError(f"attn={name}: {error}") from error
+
+
+def derived_seed(seed: int, purpose: object) -> int:
+    """A seed of its own for each purpose, so that no stream of random numbers depends on how many another has drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7], "big")
+
+
+def head(split: Split, examples: int) -> Split:
+    """The first examples of a split."""
+    if split.pairs is None:
+        return split._replace(offsets=split.offsets[: examples + 1], labels=split.labels[:examples])
+    return split._replace(pairs=split.pairs[:examples], labels=split.labels[:examples])
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(*(part.to(device, non_blocking=True) for part in batch))
+
+
+class Scores(NamedTuple):
+    """Of a whole split: mean cross-entropy in nats, accuracy in 0..1, logits (E, classes), labels (E,), in its order."""
+
+    loss: float
+    accuracy: float
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, max_len: int, batch_size: int, device: torch.device, dtype: torch.dtype,
+    stop: StopSignal | None = None,
+) -> Scores:  # fmt: skip
+    """Score every example of a split; nothing is dropped, batches are cut by length."""
+    logits: Tensor | None = None
+    model.eval()
+    for indices in evaluation_batches(split, batch_size):
+        if stop:
+            stop.answer()
+        batch = to_device(collate(split, indices, max_len), device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            out = model(batch.tokens, batch.mask).float()
+        logits = out.new_empty(len(split.labels), out.shape[1]) if logits is None else logits
+        logits[torch.from_numpy(indices).to(device)] = out
+    model.train()
+    assert logits is not None, "a split has at least one example"
+    labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64)).to(device)
+    loss = F.cross_entropy(logits.double(), labels)
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return Scores(loss.item(), accuracy.item(), logits.cpu().numpy(), labels.cpu().numpy())
+
+
+@dataclass
+class State:
+    """What a resumed run needs beside weights and optimizer; batches and dropout are functions of seed and step."""
+
+    step: int = 0
+    evaluated: int = 0
+    best_step: int = 0
+    best_accuracy: float = -1.0
+    seconds: float = 0.0
+    tokens: int = 0
+    micro_batch: int = 0
+    metrics_bytes: int = 0
+    lr: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    hits: float = 0.0
+    window_seconds: float = 0.0
+    window_tokens: int = 0
+    window_examples: int = 0
+
+
+class Trainer:
+    """One run: its model, optimizer, data and state, and the loop over them."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Classifier,
+        data: Data,
+        run: Run,
+        device: torch.device,
+        dtype: torch.dtype,
+        stop: StopSignal,
+    ) -> None:
+        self.config, self.options, self.data, self.run = config, config.train, data, run
+        self.device, self.dtype, self.stop = device, dtype, stop
+        self.model = model.to(device)
+        self.forward: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
+        self.max_len = min(data.manifest["max_len"], config.model.seq_len)
+        lengths = np.minimum(np.diff(data.train.offsets), self.max_len)
+        self.sampler = Sampler(lengths, self.options.batch_size, config.seed)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self.options.lr,
+            weight_decay=self.options.weight_decay,
+            eps=self.options.eps,
+            fused=True,
+        )
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=self.options.lr, total_steps=self.options.steps, anneal_strategy="linear",
+            pct_start=self.options.warmup / self.options.steps, cycle_momentum=self.options.cycle_momentum,
+        )  # fmt: skip
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        whole = self.options.micro_batch == "auto"
+        self.state = State(micro_batch=self.options.batch_size if whole else self.options.micro_batch)
+        self.pending: list[Tensor] = []
+        if run.last.exists():
+            self.resume()
+        self.metrics = Metrics(run.metrics, keep=self.state.metrics_bytes)
+
+    def close(self) -> None:
+        """Let go of metrics.jsonl."""
+        self.metrics.close()
+
+    def train(self, tracker: Tracker, display: Display) -> None:
+        """Run to the last step. Leaves by Stopped, Diverged or OutOfMemory, each with the last good state on disk."""
+        self.tracker, self.display = tracker, display
+        state, options = self.state, self.options
+        self.model.train()
+        while True:
+            if state.step and state.evaluated < state.step and self.due(options.eval_every):
+                self.validate()
+            if state.step == options.steps:
+                return
+            began = time.perf_counter()
+            self.update(self.sampler.batch(state.step))
+            state.step += 1
+            if self.due(options.log_every):
+                self.settle()
+            self.spend(time.perf_counter() - began)
+            if self.due(options.log_every):
+                self.log()
+            if self.stop.signum or self.due(options.checkpoint_every):
+                self.save()
+            self.stop.answer()
+            display.step(state.step)
+
+    def due(self, every: int) -> bool:
+        """Every so many steps, and at the last one."""
+        return self.state.step % every == 0 or self.state.step == self.options.steps
+
+    def update(self, indices: np.ndarray) -> None:
+        """One optimizer step. Where memory runs out and `micro_batch` is auto, the same step again in smaller parts."""
+        while True:
+            try:
+                self.learn(indices)
+                return
+            except RuntimeError as error:
+                if not machine.is_out_of_memory(error):
+                    raise
+                if self.options.micro_batch != "auto" or self.state.micro_batch == 1:
+                    raise OutOfMemory(self.remedy()) from error
+            self.optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            self.state.micro_batch = (self.state.micro_batch + 1) // 2
+            self.display.say(
+                f"out of memory: going on with {self.state.micro_batch} examples at once, the batch stays the same"
+            )
+
+    def remedy(self) -> str:
+        half = max(self.state.micro_batch // 2, 1)
+        parts = f"train.micro_batch={half} computes the same in smaller parts"
+        return f"no memory for {self.state.micro_batch} examples at once; {parts}"
+
+    def learn(self, indices: np.ndarray) -> None:
+        """Forward, backward, clip, step. Dropout is seeded by the step: it repeats whatever came before it."""
+        torch.manual_seed(derived_seed(self.config.seed, f"step {self.state.step}"))
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for part in self.parts(indices):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.forward(part.tokens, part.mask).float()
+            loss = F.cross_entropy(logits, part.labels, reduction="sum") / len(indices)
+            self.scaler.scale(loss).backward()
+            hits = (logits.argmax(1) == part.labels).sum()
+            total += torch.stack([loss.detach().double(), hits.double()])
+        if self.options.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.state.lr = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        self.pending.append(total)
+        self.count(indices)
+
+    def parts(self, indices: np.ndarray) -> Iterator[Batch]:
+        """The batch, cut to `micro_batch` examples, on the device."""
+        pad_to = self.config.model.seq_len if self.options.padding == "fixed" else None
+        for start in range(0, len(indices), self.state.micro_batch):
+            part = indices[start : start + self.state.micro_batch]
+            yield to_device(collate(self.data.train, part, self.max_len, pad_to), self.device)
+
+    def count(self, indices: np.ndarray) -> None:
+        """Book the examples and real tokens of a step."""
+        tokens = int(self.sampler.lengths[indices].sum())
+        self.state.window_examples += len(indices)
+        self.state.window_tokens += tokens
+        self.state.tokens += tokens
+
+    def spend(self, seconds: float) -> None:
+        self.state.seconds += seconds
+        self.state.window_seconds += seconds
+
+    def settle(self) -> None:
+        """Fetch the losses that are still on the device; the first one that is not finite ends the run."""
+        if not self.pending:
+            return
+        rows = torch.stack(self.pending).tolist()
+        first = self.state.step - len(rows) + 1
+        self.pending.clear()
+        for step, (loss, hits) in enumerate(rows, first):
+            if not math.isfinite(loss):
+                raise Diverged(step)
+            self.state.losses.append(loss)
+            self.state.hits += hits
+
+    def log(self) -> None:
+        """Record the window since the last log."""
+        state = self.state
+        record = {
+            "step": state.step,
+            "split": "train",
+            "loss": math.fsum(state.losses) / len(state.losses),
+            "accuracy": state.hits / state.window_examples,
+            "lr": state.lr,
+            "tokens_per_s": state.window_tokens / state.window_seconds,
+            "peak_memory_mb": machine.peak_memory_mb(self.device),
+        }
+        state.losses, state.hits = [], 0.0
+        state.window_seconds, state.window_tokens, state.window_examples = 0.0, 0, 0
+        self.record(record)
+        self.display.train(record)
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.metrics.write(record)
+        self.tracker.log(record["step"], record)
+
+    def score(self, split: Split) -> Scores:
+        try:
+            return evaluate(
+                self.model, split, self.max_len, self.options.batch_size, self.device, self.dtype, self.stop
+            )
+        except RuntimeError as error:
+            if machine.is_out_of_memory(error):
+                raise OutOfMemory(f"no memory to evaluate {self.options.batch_size} examples at once") from error
+            raise
+
+    def validate(self) -> None:
+        """Score the validation split; strictly better than ever before becomes the best checkpoint."""
+        self.settle()
+        self.display.phase("val")
+        try:
+            scores = self.score(self.data.val)
+        except Stopped:
+            self.save()
+            raise
+        best = scores.accuracy > self.state.best_accuracy
+        if best:
+            self.state.best_step, self.state.best_accuracy = self.state.step, scores.accuracy
+            checkpoint.save(self.run.best, {"step": self.state.step, "model": self.model.state_dict()})
+        self.state.evaluated = self.state.step
+        record = {"step": self.state.step, "split": "val", "loss": scores.loss, "accuracy": scores.accuracy}
+        self.record(record)
+        self.display.evaluation(record, best)
+        self.display.phase("train")
+        self.save()
+
+    def save(self) -> None:
+        """Write the last checkpoint; state that is not finite is never written over a good one."""
+        self.settle()
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            raise Diverged(self.state.step)
+        self.metrics.sync()
+        self.state.metrics_bytes = self.metrics.position
+        checkpoint.save(
+            self.run.last,
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "state": asdict(self.state),
+                "data_sha256": self.data.manifest["sha256"],
+            },
+        )
+
+    def resume(self) -> None:
+        """Take up the last checkpoint; it must be of the same data."""
+        saved = checkpoint.load(self.run.last, self.device)
+        if saved.get("data_sha256") != self.data.manifest["sha256"]:
+            raise ValueError(
+                f"{self.run.last} was trained on other data than {self.config.data_dir} holds; fresh=true starts over"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.scaler.load_state_dict(saved["scaler"])
+        micro = self.state.micro_batch
+        self.state = State(**saved["state"])
+        if self.options.micro_batch != "auto":
+            self.state.micro_batch = micro
+
+    def conclude(self) -> tuple[Scores, Scores]:
+        """Score the best checkpoint: the whole test split, and as many training examples as validation has."""
+        self.display.phase("test")
+        self.model.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
+        return self.score(self.data.test), self.score(head(self.data.train, len(self.data.val.labels)))
+
+    def write_predictions(self, test: Scores) -> None:
+        """Write predictions.npz for the test split: logits (E, classes), predictions and labels (E,), in its order."""
+        arrays = {"logits": test.logits, "predictions": test.logits.argmax(1), "labels": test.labels}
+        write_atomically(self.run.path / "predictions.npz", lambda file: np.savez(file, **arrays))

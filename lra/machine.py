@@ -1,0 +1,72 @@
+"""What a run stands on: device, dtype, memory, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lra.words import WordError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; asking for a device that is not there is a WordError."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise WordError("device=cuda: this torch finds no CUDA device; device=auto or device=cpu runs here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where CUDA computes in it, float32 elsewhere (on CPUs bfloat16 is slower)."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if name == "float16" and device.type == "cpu":
+        raise WordError("train.dtype=float16 needs device=cuda; float32 and bfloat16 run on a CPU")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def device_name(device: torch.device) -> str:
+    """The name that a table shows."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak of the memory allocated on a GPU, or of the whole process on a CPU, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for CUDA's exception and for the CPU allocator's."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def versions() -> dict[str, str]:
+    """Versions that can move a result."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def git_commit() -> str:
+    """The commit of the source, with `-dirty` where files differ from it; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout.strip()

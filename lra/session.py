@@ -1,0 +1,165 @@
+"""One run from its data to its result: set up, train, test, and tell what came out, whatever the end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attention_zoo import Attention
+from lra import machine
+from lra.config import Config, digest
+from lra.data import load
+from lra.intervals import wilson
+from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
+from lra.model import parameter_count
+from lra.progress import Display
+from lra.run import Failed, Run
+from lra.tracker import Tracker, open_tracker, read_metrics
+from lra.words import WordError
+
+
+def go(config: Config, run: Run, facts: dict[str, Any]) -> None:
+    """Train and test, then write result.json. Ends in Failed (exit code 1) or SystemExit where there is no result."""
+    trainer = set_up(config, run)
+    about = {**facts, **circumstances(trainer)}
+    announce(trainer, about)
+    tracker = open_view(trainer, about)
+    status, line, code, scores = "finished", "", 0, None
+    with Display(config.train.steps, trainer.state.step) as display:
+        try:
+            trainer.train(tracker, display)
+            scores = trainer.conclude()
+        except Stopped as stopped:
+            status, code = "interrupted", 128 + stopped.signum
+            line = f"stopped at step {trainer.state.step} with everything saved; the same words go on from there"
+        except Diverged as diverged:
+            status, code = "diverged", 1
+            trainer.state.step = diverged.step
+            kept = f"{run.last.parent} keeps the last good state"
+            line = f"the loss is not finite at step {diverged.step}; {kept}; try a lower train.lr"
+        except OutOfMemory as error:
+            status, code, line = "out_of_memory", 1, str(error)
+    trainer.close()
+    if scores:
+        trainer.write_predictions(scores[0])
+    result = outcome(status, trainer, scores, about)
+    run.finish(result)
+    tracker.finish(summary(result), code)
+    if scores:
+        return conclude(result, trainer)
+    if status != "interrupted":
+        raise Failed(line)
+    print(line, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def set_up(config: Config, run: Run) -> Trainer:
+    """The trainer of a configuration on the device that it asks for, at its last checkpoint if there is one."""
+    device = machine.pick_device(config.device)
+    dtype = machine.pick_dtype(config.train.dtype, device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    data = load(config.data_dir, config.task["name"], config.task["source"], str(config.task["version"]))
+    examples = len(data.train.labels)
+    if examples < config.train.batch_size:
+        raise WordError(f"train.batch_size={config.train.batch_size} must be at most the {examples} training examples")
+    model = build(config, len(data.manifest["vocabulary"]), data.manifest["classes"])
+    return Trainer(config, model, data, run, device, dtype, StopSignal())
+
+
+def circumstances(trainer: Trainer) -> dict[str, Any]:
+    """What a run stands on, as result.json says it."""
+    attention = next(core for core in trainer.model.modules() if isinstance(core, Attention))
+    return {
+        "params": parameter_count(trainer.model),
+        "device": machine.device_name(trainer.device),
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "kernel": attention.kernel(trainer.device),
+        "data_sha256": trainer.data.manifest["sha256"],
+        "config_sha256": digest(trainer.run.config),
+        "git_commit": machine.git_commit(),
+        "versions": machine.versions(),
+    }
+
+
+def open_view(trainer: Trainer, about: dict[str, Any]) -> Tracker:
+    """The tracker that the words ask for."""
+    return open_tracker(
+        trainer.config.tracker,
+        Path(trainer.config.tracker_dir),
+        run_id=about["config_sha256"][:16],
+        project="lra",
+        group=f"{about['protocol']}/{about['task']}",
+        name=f"{about['attn']}/{trainer.run.path.name}",
+        tags=[about["protocol"], about["task"], about["attn"], about["source"]],
+        config={**trainer.run.config, **about},
+        history=list(read_metrics(trainer.run.metrics)),
+    )
+
+
+def announce(trainer: Trainer, about: dict[str, Any]) -> None:
+    """Print every choice that a reader of the result may ask for."""
+    config, manifest, options = trainer.config, trainer.data.manifest, trainer.options
+    sizes = " / ".join(f"{manifest['splits'][split]['examples']:,}" for split in ("train", "val", "test"))
+    attn = ", ".join(f"{key}={value}" for key, value in config.attn.items() if key != "name")
+    size = f"{config.model.layers} layers, dim {config.model.dim}, {about['params']:,} parameters"
+    schedule = f"{options.steps:,} steps x {options.batch_size}, lr {options.lr:g}, warm-up {options.warmup:,}"
+    again = f", going on from step {trainer.state.step:,}" if trainer.state.step else ""
+    print(f"run    {trainer.run.path}{again}")
+    print(f"data   {about['task']} ({about['source']}), {sizes} examples, sha256 {about['data_sha256'][:12]}")
+    print(f"model  {config.attn['name']}({attn}), protocol {config.protocol}, {size}")
+    print(f"train  {schedule}, padding {options.padding}, seed {config.seed}")
+    print(f"on     {about['device']}, {about['dtype']}, kernel {about['kernel'] or 'of torch'}", flush=True)
+
+
+def outcome(
+    status: str, trainer: Trainer, scores: tuple[Scores, Scores] | None, about: dict[str, Any]
+) -> dict[str, Any]:
+    """What result.json says."""
+    state = trainer.state
+    val = {
+        "accuracy": max(state.best_accuracy, 0.0),
+        "n": len(trainer.data.val.labels),
+        "best_step": state.best_step,
+    }
+    result: dict[str, Any] = {"schema": 1, "status": status, **about, "val": val}
+    if scores:
+        test, train = scores
+        n = len(test.labels)
+        ci95 = list(wilson(test.accuracy * n, n))
+        result["test"] = {"accuracy": test.accuracy, "loss": test.loss, "n": n, "ci95": ci95}
+        result["train"] = {"accuracy": train.accuracy, "n": len(train.labels)}
+    return result | {
+        "steps": state.step,
+        "tokens_per_s": state.tokens / state.seconds if state.seconds else 0.0,
+        "train_seconds": state.seconds,
+        "peak_memory_mb": machine.peak_memory_mb(trainer.device),
+    }
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a tracker shows for a run."""
+    values = {
+        "status": result["status"],
+        "val/best_accuracy": result["val"]["accuracy"],
+        "speed/tokens_per_s": result["tokens_per_s"],
+        "memory/peak_mb": result["peak_memory_mb"],
+        "model/params": result["params"],
+    }
+    return values | ({"test/accuracy": result["test"]["accuracy"]} if "test" in result else {})
+
+
+def conclude(result: dict[str, Any], trainer: Trainer) -> None:
+    """Print the result and what it must be measured against."""
+    test, (low, high) = result["test"], result["test"]["ci95"]
+    counts = trainer.data.manifest["splits"]["test"]["class_counts"]
+    interval = f"95% interval {low:.1%} to {high:.1%} over {test['n']:,} examples"
+    speed = f"{result['tokens_per_s']:,.0f} tokens/s, peak {result['peak_memory_mb']:,.0f} MB"
+    print(f"test   accuracy {test['accuracy']:.1%}, {interval}, at the best step {result['val']['best_step']:,}")
+    print(f"beside train {result['train']['accuracy']:.1%}, val {result['val']['accuracy']:.1%}, ", end="")
+    print(f"the largest class alone {max(counts) / sum(counts):.1%}")
+    print(f"speed  {speed}, {result['train_seconds']:,.0f} s in training steps")
+    print(f"files  {trainer.run.path / 'result.json'}; make compare sets all runs side by side")

@@ -1,0 +1,58 @@
+"""The words of a command line: `key=value`, checked, answered in one line when they are wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+
+class WordError(ValueError):
+    """A word was wrong: the message is the one line that the user reads, the exit code is 2."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `allowed`, or nothing where none is close."""
+    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def choose(key: str, value: str, allowed: Sequence[str]) -> str:
+    """Return `value` if it is one of `allowed`, raise WordError naming key, value and choices if not."""
+    if value not in allowed:
+        raise WordError(f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+    return value
+
+
+def parse(words: Iterable[str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """Read `key=value` words over `defaults`; an unknown key or a word without `=` is a WordError."""
+    values = dict(defaults)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise WordError(f"{word!r} is not of the form key=value; keys: {', '.join(defaults)}")
+        if key not in defaults:
+            raise WordError(f"unknown key {key!r}, known are {', '.join(defaults)}{nearest(key, defaults)}")
+        values[key] = value
+    return values
+
+
+def explain(error: BaseException, known: Callable[[], Iterable[str]]) -> str:
+    """One line for what Hydra or OmegaConf raised over a word; `known` gives the keys that exist, dotted."""
+    if group_file := getattr(error, "missing_cfg_file", None):
+        group, _, name = group_file.rpartition("/")
+        options = getattr(error, "options", None) or []
+        if not options:
+            return f"there is no conf/{group_file}.yaml"
+        return f"{group}={name} is not one of {', '.join(options)}{nearest(name, options)}"
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if word := getattr(error, "override", None):
+        reason = said if not said.startswith("Error parsing") else str(error).splitlines()[1]
+        return f"{word!r} is not of the form key=value ({reason})"
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None)
+    if key and said.startswith("Could not override"):
+        whole = said.split("'")[1]
+        return f"unknown key {whole!r}{nearest(whole, known()) or '; --cfg job lists the keys'}"
+    if key:
+        return f"{said.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
+    return said

@@ -1,0 +1,179 @@
+"""Who may import whom, and how long a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attention_zoo import ZOO
+
+ROOT = Path(__file__).parent.parent
+
+# The arrows within lra: a module, and the modules of lra that it may import. A new module needs a row, and a reason.
+ARROWS = {
+    "lra": "",
+    # Below everything: words, files, numbers.
+    "lra.words": "",
+    "lra.command": "words",
+    "lra.files": "",
+    "lra.intervals": "",
+    "lra.progress": "",
+    "lra.tracker": "",
+    "lra.machine": "words",
+    # Data.
+    "lra.tasks": "tasks.base tasks.listops",
+    "lra.tasks.base": "",
+    "lra.tasks.listops": "tasks.base",
+    "lra.data": "",
+    "lra.prepare": "data files tasks tasks.base words",
+    # A run.
+    "lra.config": "words",
+    "lra.run": "config files words",
+    "lra.model": "",
+    "lra.checkpoint": "files",
+    "lra.loop": "checkpoint config data files machine model progress run tracker words",
+    "lra.train": "config data intervals loop machine model progress run tracker words",
+    # Results read runs/ only.
+    "lra.cells": "intervals words",
+    "lra.table": "cells",
+    "lra.report": "cells command files words",
+    "lra.results": "cells command files intervals report table words",
+}
+# Where the packages of others may be imported.
+HOMES = {
+    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.train"},
+    "attention_zoo": {"lra.loop", "lra.model"},
+    "hydra": {"lra.train"},
+    "omegaconf": {"lra.train"},
+    "yaml": {"lra.run"},
+    "wandb": {"lra.tracker"},
+    "tensorflow_datasets": {"lra.prepare", "lra.tasks.base"},
+    "matplotlib": {"lra.report"},
+    "rich": {"lra.prepare", "lra.progress", "lra.results", "lra.table"},
+    "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
+    | {"lra.data", "lra.prepare", "lra.loop", "lra.machine"},
+}
+
+
+def sources(package: str) -> dict[str, Path]:
+    """The modules of a package: dotted name to file."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+LRA, LIBRARY = sources("lra"), sources("attention_zoo")
+MODULES = LRA | LIBRARY
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that `module` imports, anywhere in its file, by its whole dotted name."""
+    package = module.split(".") if MODULES[module].name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            # `from package import module` is an arrow to the module.
+            inner = {f"{origin}.{alias.name}" for alias in node.names} & MODULES.keys()
+            yield from inner or {origin}
+
+
+def foreign(module: str) -> set[str]:
+    """The packages beyond the standard library and the module's own that a module imports."""
+    return {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {module.split(".")[0]}
+
+
+@pytest.mark.parametrize("module", LRA)
+def test_an_arrow_within_lra_is_one_that_the_architecture_draws(module: str) -> None:
+    allowed = {f"lra.{name}" for name in ARROWS[module].split()}
+    assert {name for name in imports(module) if name.split(".")[0] == "lra"} <= allowed
+
+
+@pytest.mark.parametrize("module", LRA)
+def test_a_package_of_others_is_imported_only_where_it_lives(module: str) -> None:
+    assert {package for package in foreign(module) if module not in HOMES.get(package, set())} == set()
+
+
+def test_the_arrows_of_lra_make_no_circle() -> None:
+    left = {module: {f"lra.{name}" for name in names.split()} for module, names in ARROWS.items()}
+    while free := [module for module, needs in left.items() if not needs & left.keys()]:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert left == {}
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_the_library_imports_torch_and_itself_alone(module: str) -> None:
+    assert foreign(module) <= {"torch"}
+
+
+def test_variants_never_import_each_other() -> None:
+    variants = {attention.__module__ for attention in ZOO.values()}
+    arrows = {(module, name) for module in variants for name in imports(module) if name in variants}
+    assert arrows == set()
+
+
+def test_ops_know_nothing_of_the_variants() -> None:
+    ops = [module for module in LIBRARY if module.startswith("attention_zoo.ops")]
+    arrows = {name for module in ops for name in imports(module) if name.split(".")[0] == "attention_zoo"}
+    assert {name for name in arrows if not name.startswith("attention_zoo.ops")} == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages in memory after `statement` in a new process."""
+    program = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results"])
+def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
+    loaded = loaded_by(f"import {module}")
+    assert "lra" in loaded
+    assert loaded.isdisjoint({"torch", "wandb", "tensorflow_datasets", "tensorflow", "matplotlib"})
+
+
+def test_training_loads_no_tensorflow_and_no_dataset_builder() -> None:
+    loaded = loaded_by("import lra.loop, lra.data, lra.tracker")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"tensorflow_datasets", "tensorflow"})
+
+
+def test_a_module_is_named_for_what_it_does() -> None:
+    names = {part for module in MODULES for part in module.split(".")}
+    assert names.isdisjoint({"utils", "util", "helpers", "helper", "common", "misc", "tools", "lib"})
+
+
+def over(files: dict[Path, int]) -> dict[str, int]:
+    """The files that are longer than their budget, with their lengths."""
+    lengths = {file: len(file.read_text().splitlines()) for file in files}
+    return {str(file.relative_to(ROOT)): lengths[file] for file in files if lengths[file] > files[file]}
+
+
+def test_files_keep_their_budgets_of_lines() -> None:
+    budgets = {LIBRARY[attention.__module__]: 150 for attention in ZOO.values()}
+    budgets |= {file: 15 for file in (ROOT / "conf").rglob("*.yaml")}
+    assert over(budgets | {LRA["lra.train"]: 300, ROOT / "README.md": 250}) == {}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "attn").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_configured_attention_is_in_the_zoo_and_takes_its_keys(file: Path) -> None:
+    keys = yaml.safe_load(file.read_text())
+    attention = ZOO[keys.pop("name")]
+    own = {
+        name
+        for name, parameter in inspect.signature(attention).parameters.items()
+        if parameter.kind == parameter.KEYWORD_ONLY
+    }
+    assert keys.keys() <= own
+
+
+def test_every_attention_of_the_zoo_is_configured() -> None:
+    assert {file.stem for file in (ROOT / "conf" / "attn").glob("*.yaml")} >= ZOO.keys()

@@ -1,0 +1,106 @@
+"""A run that is killed and started again ends with the bits of one that never was."""
+
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runs import command, environment, logits, records, result, train
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(folder)
+    return folder / "run"
+
+
+def start_and_signal(folder: Path, signum: int, line: str) -> tuple[int, str]:
+    """Start the run, send a signal the moment it prints a line with `line` in it; exit code and what it printed."""
+    with subprocess.Popen(
+        command(folder), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout
+        seen = ""
+        for printed in process.stdout:
+            seen += printed
+            if line in printed:
+                os.kill(process.pid, signum)
+                break
+        else:
+            pytest.fail(f"no line with {line!r} in:\n{seen}")
+        seen += process.stdout.read()
+    return process.returncode, seen
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    assert records(run) == records(undisturbed)
+    np.testing.assert_array_equal(logits(run), logits(undisturbed))
+    ours, theirs = result(run), result(undisturbed)
+    for key in ("status", "test", "val", "train", "steps", "data_sha256", "params"):
+        assert ours[key] == theirs[key]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kill_9_at_random_steps_loses_nothing_that_counts(tmp_path: Path, undisturbed: Path, seed: int) -> None:
+    steps = sorted(random.Random(seed).sample(range(1, 40), 3))
+    for step in steps:
+        code, seen = start_and_signal(tmp_path, signal.SIGKILL, f"step {step}/40")
+        assert code == -signal.SIGKILL, seen
+    train(tmp_path)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_everything_and_exits_with_its_code(
+    tmp_path: Path, undisturbed: Path, signum: int, code: int
+) -> None:
+    ended, seen = start_and_signal(tmp_path, signum, "step 17/40")
+    assert ended == code, seen
+    assert "with everything saved" in seen
+    assert "Traceback" not in seen
+    stopped = result(tmp_path / "run")
+    assert stopped["status"] == "interrupted"
+    assert records(tmp_path / "run")[-1]["step"] == stopped["steps"]
+    again = train(tmp_path)
+    assert f"going on from step {stopped['steps']}" in again.stdout
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_signal_during_evaluation_repeats_the_evaluation(tmp_path: Path, undisturbed: Path) -> None:
+    ended, seen = start_and_signal(tmp_path, signal.SIGTERM, "step 30/40")
+    assert ended == 143, seen
+    train(tmp_path)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_the_same_words_again_report_the_finished_run_and_do_nothing(undisturbed: Path) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name not in (".lock", "config.yaml")
+    }
+    again = train(undisturbed.parent)
+    assert "is finished: test accuracy" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_broken_checkpoint_is_one_line_that_names_it(tmp_path: Path, undisturbed: Path) -> None:
+    start_and_signal(tmp_path, signal.SIGTERM, "step 9/40")
+    last = tmp_path / "run" / "checkpoint" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    failed = train(tmp_path, code=1)
+    assert len(failed.stderr.splitlines()) == 1
+    assert "last.pt is not a whole checkpoint" in failed.stderr
+    assert "fresh=true" in failed.stderr
+    train(tmp_path, "fresh=true")
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_another_set_of_words_for_the_same_directory_is_refused_by_key(undisturbed: Path) -> None:
+    refused = train(undisturbed.parent, "train.lr=0.5", "train.log_every=3", code=2)
+    assert "train.lr=0.5 (there 0.001)" in refused.stderr
+    assert "log_every" not in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1

@@ -116,7 +116,7 @@ class Bench:
 
 
 def peak_memory(setting: Setting) -> float:
-    """MiB that a step needs beyond the inputs. On a CPU meaningful in a fresh process alone: memory is never given back."""
+    """MiB that a step needs beyond the inputs; on a CPU only right in a fresh process, which has no memory to reuse."""
     import torch
 
     if setting.threads:
@@ -163,10 +163,10 @@ def measure(settings: Sequence[Setting], repeats: int, stamp: dict[str, Any]) ->
             step[name].append(bench.milliseconds(bench.step))
     return [
         Row(
-            attn=s.attn,
-            n=s.length,
-            **_summary("forward", forward[s.attn], forward[YARDSTICK]),
-            **_summary("step", step[s.attn], step[YARDSTICK]),
+            s.attn,
+            s.length,
+            *_summary(forward[s.attn], forward[YARDSTICK]),
+            *_summary(step[s.attn], step[YARDSTICK]),
             peak_mb=round(memory[s.attn], 1),
             kernel=benches[s.attn].core.kernel(benches[s.attn].device) or "",
             batch=BATCH,
@@ -179,10 +179,11 @@ def measure(settings: Sequence[Setting], repeats: int, stamp: dict[str, Any]) ->
     ]
 
 
-def _summary(what: str, times: list[float], yardstick: list[float]) -> dict[str, float]:
+def _summary(times: list[float], yardstick: list[float]) -> tuple[float, float, float]:
+    """Median, interquartile range, ratio to the yardstick."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     ratio = statistics.median(own / its for own, its in zip(times, yardstick, strict=True))
-    return {f"{what}_ms": round(median, 3), f"{what}_iqr_ms": round(high - low, 3), f"{what}_ratio": round(ratio, 3)}
+    return round(median, 3), round(high - low, 3), round(ratio, 3)
 
 
 def whole_number(key: str, text: str, least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from lra.files import write_atomically
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them, in one step."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    # By way of memory, so that a full disk is an OSError and not one of the serializer's own.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

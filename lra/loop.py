@@ -107,7 +107,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Scores(NamedTuple):
-    """Of a whole split: mean cross-entropy in nats, accuracy in 0..1, logits (E, classes), labels (E,), in its order."""
+    """Of a whole split: mean cross-entropy (nats), accuracy in 0..1, logits (E, classes), labels (E,), in its order."""
 
     loss: float
     accuracy: float

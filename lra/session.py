@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from attention_zoo import Attention
 from lra import machine
 from lra.config import Config, digest
 from lra.data import load
 from lra.intervals import wilson
 from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
-from lra.model import parameter_count
+from lra.model import MultiHead, parameter_count
 from lra.progress import Display
 from lra.run import Failed, Run
 from lra.tracker import Tracker, open_tracker, read_metrics
@@ -72,12 +71,12 @@ def set_up(config: Config, run: Run) -> Trainer:
 
 def circumstances(trainer: Trainer) -> dict[str, Any]:
     """What a run stands on, as result.json says it."""
-    attention = next(core for core in trainer.model.modules() if isinstance(core, Attention))
+    layer = next(module for module in trainer.model.modules() if isinstance(module, MultiHead))
     return {
         "params": parameter_count(trainer.model),
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
-        "kernel": attention.kernel(trainer.device),
+        "kernel": layer.attention.kernel(trainer.device),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),
         "git_commit": machine.git_commit(),

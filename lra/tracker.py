@@ -233,8 +233,10 @@ class WandB:
         }
         # `silent` must hold for the process before W&B looks for a key, or it asks for one on a terminal.
         wandb.setup(wandb.Settings(**quiet))
-        settings = wandb.Settings(**quiet, mode=mode, root_dir=str(self._home.parent), init_timeout=CONNECT_SECONDS)
-        resume: Literal["allow"] | None = "allow" if mode == "online" else None
+        settings = wandb.Settings(**quiet, mode=mode, root_dir=str(self._home.parent))
+        resume: Literal["allow"] | None = None
+        if mode == "online":
+            settings.init_timeout, resume = CONNECT_SECONDS, "allow"
         run = wandb.init(**self._options, settings=settings, reinit="create_new", resume=resume)
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")

@@ -39,7 +39,8 @@ ARROWS = {
     "lra.model": "",
     "lra.checkpoint": "files",
     "lra.loop": "checkpoint config data files machine model progress run tracker words",
-    "lra.train": "config data intervals loop machine model progress run tracker words",
+    "lra.session": "config data intervals loop machine model progress run tracker words",
+    "lra.train": "config run session tracker words",
     # Results read runs/ only.
     "lra.cells": "intervals words",
     "lra.table": "cells",
@@ -48,7 +49,7 @@ ARROWS = {
 }
 # Where the packages of others may be imported.
 HOMES = {
-    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.train"},
+    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
     "attention_zoo": {"lra.loop", "lra.model"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},

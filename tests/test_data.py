@@ -50,8 +50,10 @@ def write(data_dir: Path, pairs: bool = False) -> Path:
             np.save(path / f"{name}.{key}.npy", array)
         hashes = {key: content_sha256(array) for key, array in arrays.items()}
         splits[name] = {"examples": len(split.labels), "documents": 4, "tokens": len(split.tokens), "sha256": hashes}
-    manifest = {"schema": 1, "task": "toy", "source": "made", "version": "1.0.0", "vocabulary": [str(i) for i in range(16)],
-                "classes": 10, "max_len": 9, "splits": splits, "sha256": identity_sha256(splits)}  # fmt: skip
+    manifest = {
+        "schema": 1, "task": "toy", "source": "made", "version": "1.0.0", "max_len": 9, "classes": 10,
+        "vocabulary": [str(i) for i in range(16)], "splits": splits, "sha256": identity_sha256(splits),
+    }  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 
@@ -101,43 +103,54 @@ def save_archive(path: Path) -> None:
         np.savez(file, labels=np.zeros(4))
 
 
-DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "no manifest": ("manifest.json is missing", lambda path: (path / "manifest.json").unlink()),
-    "empty manifest": ("manifest.json is not a manifest", overwrite("manifest.json", b"")),
-    "cut manifest": ("manifest.json is not a manifest", cut("manifest.json", 200)),
-    "binary manifest": ("manifest.json is not a manifest", overwrite("manifest.json", b"\xff\xfe\x00")),
-    "list manifest": ("manifest.json is not a manifest", overwrite("manifest.json", b"[1, 2]")),
-    "null manifest": ("manifest.json is not a manifest", overwrite("manifest.json", b"null")),
-    "manifest without a split": ("manifest.json is not a manifest", edit_manifest(lambda m: m["splits"].pop("val"))),
-    "manifest without a hash": ("manifest.json is not a manifest", edit_manifest(lambda m: m.pop("sha256"))),
-    "manifest with a bad count": ("is not a manifest", edit_manifest(lambda m: m["splits"]["val"].update(tokens="18"))),
-    "newer schema": ("manifest.json says {'schema': 2", edit_manifest(lambda m: m.update(schema=2))),
-    "other task": ("manifest.json says", edit_manifest(lambda m: m.update(task="text"))),
-    "missing array": ("val.labels.npy is missing", lambda path: (path / "val.labels.npy").unlink()),
-    "empty array file": ("val.tokens.npy is not a whole .npy array", overwrite("val.tokens.npy", b"")),
-    "foreign array file": ("val.tokens.npy is not a whole .npy array", overwrite("val.tokens.npy", b"PNG" * 99)),
-    "cut header": ("val.tokens.npy is not a whole .npy array", cut("val.tokens.npy", 40)),
-    "cut array": ("val.tokens.npy is not a whole .npy array", cut("val.tokens.npy", 130)),
-    "npz": ("test.labels.npy is not a whole .npy array", save_archive),
-    "pickle": ("val.labels.npy is not a whole", replace("val.labels.npy", np.array([{}], dtype=object))),
-    "no elements": ("val.labels.npy", replace("val.labels.npy", np.zeros(0, np.uint8))),
-    "wrong dtype": ("train.tokens.npy holds int64 (18,), expected uint8", replace("train.tokens.npy", np.zeros(18, int))),
-    "wrong axes": ("train.tokens.npy holds uint8 (18, 1)", replace("train.tokens.npy", np.zeros((18, 1), np.uint8))),
-    "fewer tokens": ("train.tokens.npy has 17 tokens", replace("train.tokens.npy", np.zeros(17, np.uint8))),
-    "unknown token": ("train.tokens.npy has a token outside", replace("train.tokens.npy", np.full(18, 16, np.uint8))),
-    "fewer offsets": ("val.offsets.npy has 4 offsets", replace("val.offsets.npy", np.array([0, 5, 8, 18]))),
-    "offsets from 1": ("val.offsets.npy has offsets that do not run", replace("val.offsets.npy", np.array([1, 5, 8, 17, 18]))),
-    "offsets to 17": ("val.offsets.npy has offsets that do not run", replace("val.offsets.npy", np.array([0, 5, 8, 16, 17]))),
-    "offsets back": ("val.offsets.npy has offsets that do not inc", replace("val.offsets.npy", np.array([0, 8, 5, 17, 18]))),
-    "empty document": ("val.offsets.npy has offsets that do not inc", replace("val.offsets.npy", np.array([0, 5, 5, 17, 18]))),
-    "fewer labels": ("test.labels.npy has 3 labels", replace("test.labels.npy", np.zeros(3, np.uint8))),
-    "label too large": ("test.labels.npy has label 10, the classes are 0..9", replace("test.labels.npy", np.full(4, 10, np.uint8))),
-}  # fmt: skip
+def whole(*numbers: int) -> np.ndarray:
+    return np.array(numbers, dtype=np.int64)
 
 
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_one_line_with_the_file_and_the_way_out(tmp_path: Path, name: str) -> None:
-    finding, damage = DAMAGE[name]
+def small(count: int, value: int = 0) -> np.ndarray:
+    return np.full(count, value, np.uint8)
+
+
+MANIFEST, BROKEN = "manifest.json is not a manifest", "is not a whole .npy array"
+# What load() finds, and the damage done.
+DAMAGE: list[tuple[str, Callable[[Path], object]]] = [
+    ("manifest.json is missing", lambda path: (path / "manifest.json").unlink()),
+    (MANIFEST, overwrite("manifest.json", b"")),
+    (MANIFEST, overwrite("manifest.json", b"\xff\xfe\x00")),
+    (MANIFEST, overwrite("manifest.json", b"[1, 2]")),
+    (MANIFEST, overwrite("manifest.json", b"null")),
+    (MANIFEST, cut("manifest.json", 200)),
+    (MANIFEST, edit_manifest(lambda manifest: manifest["splits"].pop("val"))),
+    (MANIFEST, edit_manifest(lambda manifest: manifest.pop("sha256"))),
+    (MANIFEST, edit_manifest(lambda manifest: manifest["splits"]["val"].update(tokens="18"))),
+    ("manifest.json says {'schema': 2", edit_manifest(lambda manifest: manifest.update(schema=2))),
+    ("manifest.json says {'schema': 1, 'task': 'text'", edit_manifest(lambda manifest: manifest.update(task="text"))),
+    ("val.labels.npy is missing", lambda path: (path / "val.labels.npy").unlink()),
+    (f"val.tokens.npy {BROKEN}", overwrite("val.tokens.npy", b"")),
+    (f"val.tokens.npy {BROKEN}", overwrite("val.tokens.npy", b"PNG" * 99)),
+    (f"val.tokens.npy {BROKEN}", cut("val.tokens.npy", 40)),
+    (f"val.tokens.npy {BROKEN}", cut("val.tokens.npy", 130)),
+    (f"test.labels.npy {BROKEN}", save_archive),
+    (f"val.labels.npy {BROKEN}", replace("val.labels.npy", np.array([{}], dtype=object))),
+    ("val.labels.npy holds uint8 (0,), expected uint8", replace("val.labels.npy", small(0))),
+    ("train.tokens.npy holds int64 (18,), expected uint8", replace("train.tokens.npy", whole(*range(18)))),
+    ("train.tokens.npy holds uint8 (18, 1)", replace("train.tokens.npy", small(18)[:, None])),
+    ("train.tokens.npy has 17 tokens", replace("train.tokens.npy", small(17))),
+    ("train.tokens.npy has a token outside the vocabulary of 16", replace("train.tokens.npy", small(18, 16))),
+    ("val.offsets.npy has 4 offsets", replace("val.offsets.npy", whole(0, 5, 8, 18))),
+    ("offsets.npy has offsets that do not run from 0 to 18", replace("val.offsets.npy", whole(1, 5, 8, 17, 18))),
+    ("offsets.npy has offsets that do not run from 0 to 18", replace("val.offsets.npy", whole(0, 5, 8, 16, 17))),
+    ("val.offsets.npy has offsets that do not increase", replace("val.offsets.npy", whole(0, 8, 5, 17, 18))),
+    ("val.offsets.npy has offsets that do not increase", replace("val.offsets.npy", whole(0, 5, 5, 17, 18))),
+    ("test.labels.npy has 3 labels", replace("test.labels.npy", small(3))),
+    ("test.labels.npy has label 10, the classes are 0..9", replace("test.labels.npy", small(4, 10))),
+]
+
+
+@pytest.mark.parametrize(("finding", "damage"), DAMAGE)
+def test_damage_is_one_line_with_the_file_and_the_way_out(
+    tmp_path: Path, finding: str, damage: Callable[[Path], object]
+) -> None:
     path = write(tmp_path)
     damage(path)
     with pytest.raises(ValueError) as caught:
@@ -177,9 +190,11 @@ def test_the_identity_changes_with_any_array() -> None:
 
 
 def test_loading_needs_neither_torch_nor_tfds() -> None:
-    code = "import sys, lra.data; print([name for name in ('torch', 'tensorflow_datasets', 'lra.tasks') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    code = "import sys, lra.data; print({'torch', 'tensorflow_datasets', 'lra.tasks'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
 
 
 lengths_of_documents = st.lists(st.integers(1, 90), min_size=1, max_size=12)
@@ -234,7 +249,12 @@ def test_too_small_a_pad_to_is_refused() -> None:
         collate(make_split([5, 9]), np.array([0, 1]), max_len=20, pad_to=8)
 
 
-sizes = {"examples": st.integers(1, 200), "batch_size": st.integers(1, 20), "seed": st.integers(0, 2**40), "pool": st.integers(1, 9)}
+sizes = {
+    "examples": st.integers(1, 200),
+    "batch_size": st.integers(1, 20),
+    "seed": st.integers(0, 2**40),
+    "pool": st.integers(1, 9),
+}
 
 
 def lengths_for(examples: int) -> np.ndarray:
@@ -280,7 +300,12 @@ def test_changing_a_batch_changes_no_later_one() -> None:
 
 def test_the_batches_are_those_of_every_other_machine() -> None:
     sampler = Sampler(np.arange(1, 13), 4, seed=7, pool=2)
-    assert [sampler.batch(step).tolist() for step in range(4)] == [[1, 2, 3, 4], [0, 5, 9, 10], [6, 7, 8, 11], [1, 2, 3, 4]]
+    assert [sampler.batch(step).tolist() for step in range(4)] == [
+        [1, 2, 3, 4],
+        [0, 5, 9, 10],
+        [6, 7, 8, 11],
+        [1, 2, 3, 4],
+    ]
 
 
 def test_seeds_and_epochs_differ() -> None:

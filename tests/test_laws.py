@@ -143,6 +143,24 @@ def test_a_fully_masked_example_is_zero_and_hurts_no_other(name: str, length: in
 
 
 @variants
+def test_no_step_of_the_backward_is_nan(name: str) -> None:
+    """Not even one that is masked later: people who hunt for a NaN with torch's anomaly mode would stop there."""
+    mask = ragged(63)
+    mask[1] = False
+    with torch.autograd.set_detect_anomaly(True):
+        result = run(build(name), inputs(63), mask)
+    assert all(gradient.isfinite().all() for gradient in result.gradients)
+
+
+@variants
+def test_nan_inputs_give_nan_and_no_error(name: str) -> None:
+    """A run that diverges is told by its loss."""
+    mask = ragged(63)
+    result = run(build(name), [torch.full_like(x, math.nan) for x in inputs(63)], mask)
+    assert result.at(mask)[0].isnan().all()
+
+
+@variants
 def test_a_batch_without_a_real_token_is_zero(name: str) -> None:
     result = run(build(name), inputs(17), torch.zeros(BATCH, 17, dtype=torch.bool))
     for x in (result.out, *result.gradients):

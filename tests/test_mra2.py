@@ -167,10 +167,10 @@ def test_every_query_block_with_real_tokens_gets_a_key_block(monkeypatch: pytest
 
 @pytest.mark.parametrize("variant", [MRA2, MRA2S])
 def test_very_negative_logits_beside_padding_do_not_underflow(variant: type[SelectsBlocks]) -> None:
-    """All real logits are near -1000 and a padded key would score 0: padding takes no part in any maximum."""
-    q, k, v = inputs(24)
+    """All real logits are near -1000; padded keys and empty blocks would score 0, but take part in no maximum."""
+    q, k, v = inputs(63)
     q, k = (torch.full_like(q, 20.0) + q).detach(), (torch.full_like(k, -20.0) + k).detach()
-    mask = torch.arange(24).expand(BATCH, -1) < 19
+    mask = torch.arange(63).expand(BATCH, -1) < 43
     core = variant(HEADS, DIM, SEQ_LEN, block_size=BLOCK, blocks_per_row=1)
     check(core, [q.requires_grad_(), k.requires_grad_(), v], mask)
 

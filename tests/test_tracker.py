@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import wandb
@@ -50,8 +50,9 @@ def opened(kind: str, folder: Path, history: tuple[dict[str, Any], ...] = ()) ->
 
 def wandb_records(path: Path) -> Iterator[Any]:
     """The protobuf records of a .wandb file: LevelDB's log format, blocks of 32 KiB behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2 as messages
 
+    parse: Any = messages.Record  # type: ignore[attr-defined]  # made at import, without type stubs
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 2**15 - at % 2**15 < 7:
@@ -61,7 +62,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
-            yield Record.FromString(parts)
+            yield parse.FromString(parts)
             parts = b""
 
 
@@ -246,21 +247,24 @@ def broken(*_: object, **__: object) -> Any:
     raise RuntimeError("broken\non purpose")
 
 
-class Deaf:
-    """A W&B run that hangs or breaks where it is told to."""
+class Broken:
+    """A W&B run that cannot log."""
 
-    def __init__(self, gate: threading.Event | None = None) -> None:
-        self.gate, self.summary = gate, {}  # type: ignore[var-annotated]
+    summary: ClassVar[dict[str, Any]] = {}
+    log = finish = broken
 
     def define_metric(self, *_: object, **__: object) -> None: ...
 
-    def log(self, _: object) -> None:
-        if self.gate is None:
-            broken()
 
-    def finish(self, exit_code: int) -> None:
-        assert self.gate is not None
-        self.gate.wait()
+class Hanging(Broken):
+    """A W&B run that comes back from its first log when it is let go."""
+
+    def __init__(self) -> None:
+        self.reached, self.let_go = threading.Event(), threading.Event()
+
+    def log(self, _: object) -> None:
+        self.reached.set()
+        self.let_go.wait()
 
 
 def one_warning(capfd: pytest.CaptureFixture[str]) -> str:
@@ -286,7 +290,7 @@ def test_a_tracker_that_cannot_start_warns_once(
 def test_a_tracker_that_cannot_log_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wandb, "init", lambda **_: Deaf())
+    monkeypatch.setattr(wandb, "init", lambda **_: Broken())
     used(opened("offline", tmp_path))
     assert "broken on purpose" in one_warning(capfd)
 
@@ -294,12 +298,15 @@ def test_a_tracker_that_cannot_log_warns_once(
 def test_a_tracker_that_hangs_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    gate = threading.Event()
-    monkeypatch.setattr(wandb, "init", lambda **_: Deaf(gate))
+    run = Hanging()
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
     monkeypatch.setattr(tracker, "FINISH_SECONDS", 0)
-    used(opened("offline", tmp_path))
+    view = opened("offline", tmp_path)
+    view.log(10, TRAIN)
+    assert run.reached.wait(60)
+    view.finish(SUMMARY, 0)
     assert "did not finish" in one_warning(capfd)
-    gate.set()
+    run.let_go.set()
 
 
 def test_a_file_in_the_place_of_the_folder_warns_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

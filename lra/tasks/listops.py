@@ -71,10 +71,9 @@ class ListOps(Task):
         for operator in range(MIN, SM + 1):
             seen, asked = (split.labels[split.tokens[split.offsets[:-1]] == operator] for split in (train, test))
             right += int((asked == np.bincount(seen, minlength=1).argmax()).sum())
-        wrong = sum(
-            evaluate(test.tokens[a:b]) != y
-            for a, b, y in zip(test.offsets[:-1], test.offsets[1:], test.labels, strict=True)
-        )
+        bounds = zip(test.offsets[:-1], test.offsets[1:], strict=True)
+        values = [evaluate(test.tokens[start:end]) for start, end in bounds]
+        wrong = sum(value != label for value, label in zip(values, test.labels.tolist(), strict=True))
         operators = (test.tokens >= MIN) & (test.tokens <= SM)
         nesting = np.cumsum(operators.astype(np.int64) - (test.tokens == CLOSE))
         depths, count = np.unique(np.maximum.reduceat(nesting, test.offsets[:-1]), return_counts=True)
@@ -83,18 +82,17 @@ class ListOps(Task):
             ("accuracy on test of the root operator alone, fitted on train", f"{right / len(test.labels):.1%}"),
             ("test labels that another evaluator disagrees with", f"{wrong:,} of {len(test.labels):,}"),
             ("operators per token, test", f"{operators.mean():.4f}"),
-            (
-                "examples by nesting depth of operators, test",
-                by_depth,
-            ),
+            ("examples by nesting depth of operators, test", by_depth),
         ]
 
 
-def evaluate(tokens: np.ndarray) -> int:
-    """The value of one expression, read from left to right with a stack."""
+def evaluate(tokens: np.ndarray) -> int | None:
+    """The value of one expression, read from left to right with a stack; None where it is not one whole expression."""
     stack: list[list[int]] = [[]]
     for token in tokens.tolist():
         if token == CLOSE:
+            if len(stack) < 2 or len(stack[-1]) < 2:
+                return None
             operator, *values = stack.pop()
             values.sort()
             middle = values[(len(values) - 1) // 2] + values[len(values) // 2]
@@ -103,7 +101,7 @@ def evaluate(tokens: np.ndarray) -> int:
             stack.append([token])
         else:
             stack[-1].append(token - DIGIT_0)
-    return stack[0][0]
+    return stack[0][0] if len(stack) == 1 and len(stack[0]) == 1 else None
 
 
 # The generator. All expressions of a chunk are made together, a depth at a time.

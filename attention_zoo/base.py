@@ -50,6 +50,13 @@ class Attention(nn.Module):
         """Which kernel runs the variant's own op on `device` ("reference"), None where it has no op of its own."""
         return None
 
+    def share(self, mask: Tensor) -> Tensor | None:
+        """(B,) the share of an example's real pairs that a budget lets the variant compute exactly; mask (B, N).
+
+        None where no budget chooses pairs.
+        """
+        return None
+
     @classmethod
     def exact_limit(cls, seq_len: int) -> dict[str, int] | None:
         """Parameters under which the variant equals softmax for every N <= seq_len; None: it has no such limit."""

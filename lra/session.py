@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from attention_zoo.base import Attention
 from lra import machine
 from lra.config import Config, digest
-from lra.data import load
+from lra.data import Split, load
 from lra.intervals import wilson
 from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
 from lra.model import MultiHead, parameter_count
@@ -77,11 +79,20 @@ def circumstances(trainer: Trainer) -> dict[str, Any]:
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "kernel": layer.attention.kernel(trainer.device),
+        "exact_share": exact_share(layer.attention, trainer.data.val, trainer.max_len),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),
         "git_commit": machine.git_commit(),
         "versions": machine.versions(),
     }
+
+
+def exact_share(core: Attention, split: Split, max_len: int) -> float | None:
+    """The mean share of pairs that a budgeted variant computes exactly: on short documents far more than its name says."""
+    sample = np.minimum(split.lengths[:512], max_len)
+    mask = torch.arange(int(sample.max())) < torch.from_numpy(sample)[:, None]
+    share = core.share(mask)
+    return None if share is None else share.mean().item()
 
 
 def open_view(trainer: Trainer, about: dict[str, Any]) -> Tracker:
@@ -106,10 +117,11 @@ def announce(trainer: Trainer, about: dict[str, Any]) -> None:
     attn = ", ".join(f"{key}={value}" for key, value in config.attn.items() if key != "name")
     size = f"{config.model.layers} layers, dim {config.model.dim}, {about['params']:,} parameters"
     schedule = f"{options.steps:,} steps x {options.batch_size}, lr {options.lr:g}, warm-up {options.warmup:,}"
+    exact = f", {about['exact_share']:.0%} of the real pairs exact" if about["exact_share"] is not None else ""
     again = f", going on from step {trainer.state.step:,}" if trainer.state.step else ""
     print(f"run    {trainer.run.path}{again}")
     print(f"data   {about['task']} ({about['source']}), {sizes} examples, sha256 {about['data_sha256'][:12]}")
-    print(f"model  {config.attn['name']}({attn}), protocol {config.protocol}, {size}")
+    print(f"model  {config.attn['name']}({attn}), protocol {config.protocol}, {size}{exact}")
     print(f"train  {schedule}, padding {options.padding}, seed {config.seed}")
     print(f"on     {about['device']}, {about['dtype']}, kernel {about['kernel'] or 'of torch'}", flush=True)
 

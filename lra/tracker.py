@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 TRACKERS = ("offline", "wandb", "jsonl")
+QUIET: dict[str, Any] = {"silent": True, "quiet": True, "console": "off", "disable_git": True, "disable_code": True}
 CONNECT_SECONDS = 10
 FINISH_SECONDS = 30
 CLOSE_SECONDS = 3
@@ -224,16 +225,9 @@ class WandB:
     def _open(self, mode: Literal["online", "offline"]) -> Run:
         import wandb
 
-        quiet: dict[str, Any] = {
-            "silent": True,
-            "quiet": True,
-            "console": "off",
-            "disable_git": True,
-            "disable_code": True,
-        }
         # `silent` must hold for the process before W&B looks for a key, or it asks for one on a terminal.
-        wandb.setup(wandb.Settings(**quiet))
-        settings = wandb.Settings(**quiet, mode=mode, root_dir=str(self._home.parent))
+        wandb.setup(wandb.Settings(**QUIET))
+        settings = wandb.Settings(**QUIET, mode=mode, root_dir=str(self._home.parent))
         resume: Literal["allow"] | None = None
         if mode == "online":
             settings.init_timeout, resume = CONNECT_SECONDS, "allow"

@@ -88,7 +88,7 @@ def circumstances(trainer: Trainer) -> dict[str, Any]:
 
 
 def exact_share(core: Attention, split: Split, max_len: int) -> float | None:
-    """The mean share of pairs that a budgeted variant computes exactly: on short documents far more than its name says."""
+    """The mean share of pairs that a budgeted variant computes exactly: large where documents are short."""
     sample = np.minimum(split.lengths[:512], max_len)
     mask = torch.arange(int(sample.max())) < torch.from_numpy(sample)[:, None]
     share = core.share(mask)

@@ -40,7 +40,7 @@ def test_sizes_and_root_values_have_rules_too() -> None:
 
 def test_an_unknown_option_fails_by_name() -> None:
     with pytest.raises(TypeError, match="lrr"):
-        Train(**{"lrr": 1.0})
+        Train(**{"lrr": 1.0})  # type: ignore[arg-type]
 
 
 PLAIN = {"seed": 0, "device": "auto", "attn": {"name": "mra2"}, "train": {"lr": 1e-4, "log_every": 10}}

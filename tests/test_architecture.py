@@ -50,7 +50,7 @@ ARROWS = {
 # Where the packages of others may be imported.
 HOMES = {
     "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
-    "attention_zoo": {"lra.loop", "lra.model"},
+    "attention_zoo": {"lra.loop", "lra.model", "lra.session"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run"},
@@ -59,7 +59,7 @@ HOMES = {
     "matplotlib": {"lra.report"},
     "rich": {"lra.prepare", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
-    | {"lra.data", "lra.prepare", "lra.loop", "lra.machine"},
+    | {"lra.data", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
 }
 
 

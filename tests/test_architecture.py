@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from attention_zoo import ZOO
+from lra.config import Config, Model, Train
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,6 +176,20 @@ def test_a_configured_attention_is_in_the_zoo_and_takes_its_keys(file: Path) -> 
         if parameter.kind == parameter.KEYWORD_ONLY
     }
     assert keys.keys() <= own
+
+
+def test_the_readme_lists_every_configured_attention() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(file.stem for file in (ROOT / "conf" / "attn").glob("*.yaml"))
+
+
+def test_every_key_of_the_configuration_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    keys = {
+        f"{group}.{key}" for group, part in (("model", Model), ("train", Train)) for key in part.__dataclass_fields__
+    }
+    keys |= Config.__dataclass_fields__.keys() - {"task", "attn", "protocol", "model", "train"}
+    assert {key for key in keys if f"`{key}`" not in text and f"`{key.split('.')[-1]}`" not in text} == set()
 
 
 def test_every_attention_of_the_zoo_is_configured() -> None:

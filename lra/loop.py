@@ -177,7 +177,7 @@ class Trainer:
         self.model = model.to(device)
         self.forward: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
         self.max_len = min(data.manifest["max_len"], config.model.seq_len)
-        lengths = np.minimum(np.diff(data.train.offsets), self.max_len)
+        lengths = np.minimum(data.train.lengths, self.max_len)
         self.sampler = Sampler(lengths, self.options.batch_size, config.seed)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -220,10 +220,13 @@ class Trainer:
             self.spend(time.perf_counter() - began)
             if self.due(options.log_every):
                 self.log()
-            if self.stop.signum or self.due(options.checkpoint_every):
-                self.save()
-            self.stop.answer()
             display.step(state.step)
+            # Read once: a signal that comes while this step is being saved is answered after the next one.
+            signum = self.stop.signum
+            if signum or self.due(options.checkpoint_every):
+                self.save()
+            if signum:
+                raise Stopped(signum)
 
     def due(self, every: int) -> bool:
         """Every so many steps, and at the last one."""

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from lra import checkpoint
 from lra.config import Config, Model, Train
 from lra.data import Data, Split
-from lra.loop import Diverged, OutOfMemory, StopSignal, Trainer, build, evaluate, head
+from lra.loop import Diverged, OutOfMemory, Stopped, StopSignal, Trainer, build, evaluate, head
 from lra.progress import Display
 from lra.run import Run
 from lra.tracker import open_tracker
@@ -194,6 +194,26 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(trainer: An
         train(trained, tmp_path)
     assert ended.value.step == 8
     assert checkpoint.load(trained.run.last, CPU)["state"]["step"] == 5
+
+
+@pytest.mark.parametrize("reads", range(0, 40, 3))
+def test_a_signal_at_any_instant_is_answered_with_its_step_saved(trainer: Any, tmp_path: Path, reads: int) -> None:
+    class Late(StopSignal):
+        """A signal that comes after so many looks at it."""
+
+        def __init__(self) -> None:
+            self.looks = 0
+
+        @property
+        def signum(self) -> int:  # type: ignore[override]
+            self.looks += 1
+            return 15 if self.looks > reads else 0
+
+    trained = trainer(config(checkpoint_every=100, steps=40))
+    trained.stop = Late()
+    with pytest.raises(Stopped):
+        train(trained, tmp_path)
+    assert checkpoint.load(trained.run.last, CPU)["state"]["step"] == trained.state.step
 
 
 def test_evaluation_scores_every_example_in_the_order_of_the_split(trainer: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from .base import Attention
+from .convolved import Convolved
 from .mra2 import MRA2
 from .mra2_s import MRA2S
 from .softmax import Softmax
+from .tiled import Tiled
 
-ZOO: dict[str, type[Attention]] = {"softmax": Softmax, "mra2": MRA2, "mra2_s": MRA2S}
+ZOO: dict[str, type[Attention]] = {
+    "softmax": Softmax,
+    "mra2": MRA2,
+    "mra2_s": MRA2S,
+}
 
-__all__ = ["MRA2", "MRA2S", "ZOO", "Attention", "Softmax"]
+__all__ = ["MRA2", "MRA2S", "ZOO", "Attention", "Convolved", "Softmax", "Tiled"]

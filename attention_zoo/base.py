@@ -5,8 +5,6 @@ B batch, H heads, N tokens, D head dim, M landmarks or features, K blocks, W win
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +16,15 @@ class Attention(nn.Module):
     are keyword-only arguments with the paper's defaults.
     """
 
-    reads: ClassVar[str] = "qkv"
+    # What a variant is by nature. The laws of tests/test_laws.py hold each of them to it, both ways round.
+    reads: str = "qkv"
     """The projections that the variant looks at: "qv" where keys are the queries."""
+    normalised: bool = True
+    """Each output is a weighted mean of the values: weights that sum to 1 (they may be negative)."""
+    resamples: bool = False
+    """It draws at random anew in every forward pass of training; evaluation uses what was drawn when it was built."""
+    surrogate_gradient: bool = False
+    """The gradients of q and k are not those of the output, a step function of them, but of what it estimates."""
 
     def __init__(self, heads: int, head_dim: int, seq_len: int) -> None:
         """heads H, head_dim D, seq_len the largest N; ValueError unless all three are positive integers."""
@@ -56,6 +61,9 @@ class Attention(nn.Module):
         None where no budget chooses pairs.
         """
         return None
+
+    def share_with(self, first: Attention) -> None:
+        """Take over from the core of the first layer the parameters that all layers share; most variants share none."""
 
     @classmethod
     def exact_limit(cls, seq_len: int) -> dict[str, int] | None:

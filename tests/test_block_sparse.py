@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from attention_zoo.ops.block_sparse import block_sparse_attention
 
-from .oracles import dense_pairs
+from .oracles.blocks import dense_pairs
 
 HEADS, DIM = 3, 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -12,28 +13,36 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from attention_zoo import ZOO, Attention
+from attention_zoo import ZOO, Attention, Convolved, Tiled
 from lra.model import MultiHead
+
+from .oracles import oracle, small, tiny
 
 BATCH, HEADS, DIM, SEQ_LEN = 3, 2, 8, 100
 
-# Parameters under which a variant approximates already at SEQ_LEN tokens; none where its defaults do.
-SMALL: dict[str, dict[str, Any]] = {
-    "mra2": {"block_size": 8, "blocks_per_row": 2},
-    "mra2_s": {"block_size": 8, "blocks_per_row": 2},
-}
-# The same at 9 tokens.
-TINY: dict[str, dict[str, Any]] = {
-    "mra2": {"block_size": 2, "blocks_per_row": 1},
-    "mra2_s": {"block_size": 2, "blocks_per_row": 1},
-}
-variants = pytest.mark.parametrize("name", ZOO)
+# The wrappers keep the laws too, around any core: a name such as "mra2+tiled" is the core with the wrapper around it.
+WRAPPED = ("softmax+convolved", "softmax+tiled", "mra2+tiled")
+NAMES = (*ZOO, *WRAPPED)
+
+variants = pytest.mark.parametrize("name", NAMES)
 lengths = pytest.mark.parametrize("length", [1, 17, 63, 100])
+
+
+def make(name: str, heads: int, dim: int, seq_len: int, **parameters: Any) -> Attention:
+    """The variant, or the wrapped core, with the given parameters of the variant."""
+    core, _, wrapper = name.partition("+")
+    attention = ZOO[core](heads, dim, seq_len, **parameters)
+    if wrapper == "convolved":
+        return Convolved(attention, taps=5)
+    if wrapper == "tiled":
+        side = max(n for n in range(1, seq_len + 1) if seq_len % n == 0 and n * n <= seq_len)
+        return Tiled(attention, grid=(side, seq_len // side), tile=(side, 1))
+    return attention
 
 
 def build(name: str, seq_len: int = SEQ_LEN, heads: int = HEADS, dim: int = DIM, **parameters: Any) -> Attention:
     torch.manual_seed(0)
-    return ZOO[name](heads, dim, seq_len, **(SMALL.get(name, {}) | parameters)).eval()
+    return make(name, heads, dim, seq_len, **(small(name.partition("+")[0]) | parameters)).eval()
 
 
 def inputs(length: int, dtype: torch.dtype = torch.float32, batch: int = BATCH, dim: int = DIM) -> list[Tensor]:
@@ -72,17 +81,24 @@ def run(core: Callable[..., Tensor], qkv: list[Tensor], mask: Tensor | None = No
     upstream = torch.sin(phase + 0.7 * torch.arange(length)[:, None] + 2.1 * torch.arange(dim)).to(out.dtype)
     if mask is not None:
         upstream = upstream * mask[:, None, :, None]
-    return Result(out.detach(), list(torch.autograd.grad(out, qkv, upstream)))
+    gradients = torch.autograd.grad(out, qkv, upstream, allow_unused=True, materialize_grads=True)
+    return Result(out.detach(), list(gradients))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("length", [1, 17, 63, 100, 1024])
 @variants
-def test_any_length_is_accepted_with_the_default_parameters(name: str, length: int) -> None:
-    core = ZOO[name](HEADS, DIM, 1024).eval()
+def test_any_length_and_dtype_is_accepted_with_the_default_parameters(
+    name: str, length: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    core = make(name, HEADS, DIM, 1024).eval()
     for mask in (None, ragged(length)):
-        result = run(core, inputs(length), mask)
+        result = run(core, inputs(length, dtype), mask)
         assert result.out.shape == (BATCH, HEADS, length, DIM)
-        assert all(x.isfinite().all() for x in (result.out, *result.gradients))
+        for x in (result.out, *result.gradients):
+            assert x.dtype == dtype
+            assert x.isfinite().all()
 
 
 @lengths
@@ -228,10 +244,50 @@ def test_every_parameter_of_multi_head_learns(name: str) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @variants
 def test_gradients_agree_with_finite_differences(name: str, masked: bool) -> None:
-    core = build(name, seq_len=9, dim=3, **TINY.get(name, {})).double()
-    qkv = [x[:2, :, :, :3].detach().requires_grad_() for x in inputs(9, torch.float64)]
+    core = build(name, seq_len=9, dim=3, **tiny(name.partition("+")[0])).double()
+    q, k, v = (x[:2, :, :, :3].detach().requires_grad_() for x in inputs(9, torch.float64))
     mask = ragged(9)[:2] if masked else None
-    assert torch.autograd.gradcheck(lambda q, k, v: core(q, k, v, mask), qkv)
+    assert torch.autograd.gradcheck(lambda v: core(q.detach(), k.detach(), v, mask), [v])
+    chosen = [q, k] if "k" in core.reads else [q]
+
+    def of_choices(*qk: Tensor) -> Tensor:
+        return core(qk[0], qk[-1] if "k" in core.reads else k.detach(), v.detach(), mask)
+
+    assert torch.autograd.gradcheck(of_choices, chosen, raise_exception=False) != core.surrogate_gradient
+    slopes = torch.autograd.grad(of_choices(*chosen).square().sum(), chosen)
+    assert all(slope.abs().max() > 0 for slope in slopes)
+
+
+@variants
+def test_keys_that_a_variant_does_not_read_change_nothing(name: str) -> None:
+    core = build(name)
+    assert core.reads in ("qkv", "qv")
+    q, k, v = inputs(63)
+    result, other = run(core, [q, k, v], ragged(63)), run(core, [q, k + 1.0 + k.square(), v], ragged(63))
+    if "k" in core.reads:
+        assert (result.out - other.out).abs().max() > 1e-3
+    else:
+        assert_close(other, result, rtol=0, atol=0)
+        assert_close(result.gradients[1], torch.zeros_like(k), rtol=0, atol=0)
+
+
+@variants
+def test_weights_sum_to_one_if_and_only_if_the_variant_says_so(name: str) -> None:
+    q, k, v = inputs(63)
+    for mask in (torch.ones(BATCH, 63, dtype=torch.bool), ragged(63)):
+        out = build(name)(q, k, torch.ones_like(v), mask)
+        ones = mask[:, None, :, None].expand_as(out).float()
+        assert ((out - ones).abs().max() < 1e-5) == build(name).normalised
+
+
+@variants
+def test_training_draws_at_random_if_and_only_if_the_variant_says_so(name: str) -> None:
+    core = build(name).train()
+    torch.manual_seed(0)
+    first = core(*inputs(63), ragged(63))
+    assert ((core(*inputs(63), ragged(63)) - first).abs().max() > 0) == core.resamples
+    torch.manual_seed(0)
+    assert_close(core(*inputs(63), ragged(63)), first, rtol=0, atol=0)
 
 
 class Plain(Attention):
@@ -245,28 +301,35 @@ class Plain(Attention):
 
 
 def relative_error(found: list[Tensor], exact: list[Tensor]) -> list[float]:
-    return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact, strict=True)]
+    """Of each tensor; 0 where both are 0, as the gradient of keys that are not read."""
+    pairs = zip(found, exact, strict=True)
+    return [float((x.double() - y).norm() / y.norm().clamp(min=1e-300)) for x, y in pairs]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @variants
-def test_rounding_is_at_most_twice_that_of_plain_softmax(name: str, dtype: torch.dtype) -> None:
+def test_rounding_is_at_most_twice_that_of_the_same_mathematics(name: str, dtype: torch.dtype) -> None:
+    """The yardsticks: plain softmax in the dtype, and in float32 also the variant's own oracle."""
     core, mask = build(name), ragged(100)
     qkv = inputs(100, dtype)
     result = run(core, qkv, mask)
     assert {x.dtype for x in (result.out, *result.gradients)} == {dtype}
-    errors = relative_error(result.at(mask), run(core.double(), [x.double() for x in qkv], mask).at(mask))
-    plain = Plain(HEADS, DIM, SEQ_LEN)
-    allowed = relative_error(run(plain, qkv, mask).at(mask), run(plain, [x.double() for x in qkv], mask).at(mask))
-    for error, limit in zip(errors, allowed, strict=True):
-        assert error <= 2 * limit
+    yardsticks: list[Callable[..., Tensor]] = [Plain(HEADS, DIM, SEQ_LEN)]
+    dense = getattr(oracle(name), "dense", None)
+    if dense is not None and dtype == torch.float32:
+        yardsticks.append(lambda q, k, v, mask: dense(copy.deepcopy(core).to(q.dtype), q, k, v, mask))
+    wide = [x.double() for x in qkv]
+    allowed = [relative_error(run(f, qkv, mask).at(mask), run(f, wide, mask).at(mask)) for f in yardsticks]
+    errors = relative_error(result.at(mask), run(copy.deepcopy(core).double(), wide, mask).at(mask))
+    for error, limits in zip(errors, zip(*allowed, strict=True), strict=True):
+        assert error <= 2 * max(limits)
 
 
 @variants
 def test_a_state_dict_round_trip_changes_nothing(name: str) -> None:
     core = build(name)
     torch.manual_seed(99)
-    other = ZOO[name](HEADS, DIM, SEQ_LEN, **SMALL.get(name, {})).eval()
+    other = make(name, HEADS, DIM, SEQ_LEN, **small(name.partition("+")[0])).eval()
     other.load_state_dict(core.state_dict(), strict=True)
     assert_close(other(*inputs(63), ragged(63)), core(*inputs(63), ragged(63)), rtol=0, atol=0)
 
@@ -279,13 +342,18 @@ def test_the_exact_limit_is_softmax(name: str, length: int, masked: bool) -> Non
     qkv = inputs(length, torch.float64)
     mask = ragged(length) if masked else None
     places = torch.ones(BATCH, length, dtype=torch.bool) if mask is None else mask
-    assert_close(run(core, qkv, mask).at(places), run(Plain(HEADS, DIM, SEQ_LEN), qkv, mask).at(places))
+    assert_close(run(core.double(), qkv, mask).at(places), run(Plain(HEADS, DIM, SEQ_LEN), qkv, mask).at(places))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_variant_without_an_exact_limit_says_so(name: str) -> None:
+    assert ("No exact limit" in (ZOO[name].__doc__ or "")) == (ZOO[name].exact_limit(SEQ_LEN) is None)
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "softmax"])
 def test_the_variants_approximate_under_the_parameters_of_these_laws(name: str) -> None:
     """Otherwise the laws above would hold softmax to account under another name."""
-    for length, parameters in ((100, {}), (9, TINY.get(name, {}))):
+    for length, parameters in ((100, {}), (9, tiny(name))):
         exact = run(Plain(HEADS, DIM, SEQ_LEN), inputs(length)).out.double()
         found = run(build(name, seq_len=length, **parameters), inputs(length)).out
         assert relative_error([found], [exact])[0] > 1e-2
@@ -300,7 +368,7 @@ def test_a_compiled_core_gives_the_same(name: str) -> None:
     assert_close(run(compiled, inputs(63)), run(core, inputs(63)))
 
 
-@variants
+@pytest.mark.parametrize("name", ZOO)
 def test_own_parameters_are_keyword_only_and_have_defaults(name: str) -> None:
     parameters = list(inspect.signature(ZOO[name]).parameters.values())
     assert [p.name for p in parameters[:3]] == ["heads", "head_dim", "seq_len"]
@@ -313,7 +381,7 @@ def test_own_parameters_are_keyword_only_and_have_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "8"])
 @pytest.mark.parametrize("position", [0, 1, 2])
-@variants
+@pytest.mark.parametrize("name", ZOO)
 def test_sizes_must_be_positive_integers(name: str, position: int, wrong: Any) -> None:
     sizes: list[Any] = [HEADS, DIM, SEQ_LEN]
     sizes[position] = wrong

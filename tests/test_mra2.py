@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from attention_zoo import MRA2, MRA2S
 from attention_zoo.selection import SelectsBlocks
 
-from .oracles import chosen_pairs, dense_mra2, per_head
+from .oracles import mra2
+from .oracles.mra2 import expected_pairs
 
 BATCH, HEADS, DIM, SEQ_LEN, BLOCK = 3, 2, 6, 100, 8
 SETTINGS: list[dict[str, Any]] = [
@@ -42,50 +43,15 @@ def ragged(length: int) -> Tensor:
     return mask
 
 
-def expected_pairs(core: SelectsBlocks, q: Tensor, k: Tensor, mask: Tensor) -> list[tuple[int, int]]:
-    """The oracle's choice for one head."""
-    blocks = -(-SEQ_LEN // core.block_size)
-    if core.budget == "length":
-        blocks = sum(bool(mask[i : i + core.block_size].any()) for i in range(0, len(mask), core.block_size))
-    return chosen_pairs(
-        q,
-        k,
-        mask,
-        block_size=core.block_size,
-        budget=core.blocks_per_row * blocks,
-        first_blocks=core.first_blocks,
-        diagonal_blocks=core.diagonal_blocks,
-    )
-
-
-def oracle(core: SelectsBlocks, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """(B, H, N, D), one example and head after the other."""
-
-    def one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        pairs = expected_pairs(core, q, k, mask)
-        return dense_mra2(q, k, v, mask, pairs, core.block_size, coarse=isinstance(core, MRA2))
-
-    return per_head(one, mask, q, k, v)
-
-
 def check(core: SelectsBlocks, qkv: list[Tensor], mask: Tensor | None) -> None:
     """Values and gradients of all inputs equal the oracle's."""
     out = core(*qkv, mask)
     q, k, v = qkv
-    expected = oracle(core, q, k, v, torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask)
+    real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask
+    expected = mra2.dense(core, q, k, v, real, coarse=isinstance(core, MRA2))
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
     assert_close(out, expected)
     assert_close(torch.autograd.grad(out, qkv, direction), torch.autograd.grad(expected, qkv, direction))
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("length", [1, 17, 63, 100])
-@pytest.mark.parametrize("variant", [MRA2, MRA2S])
-def test_values_and_gradients_are_those_of_the_dense_oracle(
-    variant: type[SelectsBlocks], length: int, masked: bool
-) -> None:
-    core = variant(HEADS, DIM, SEQ_LEN, block_size=BLOCK, blocks_per_row=2)
-    check(core, inputs(length), ragged(length) if masked else None)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)

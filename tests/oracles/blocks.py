@@ -1,13 +1,15 @@
-"""Dense attention, slow and obvious: what the fast code is judged by. Shares nothing with it."""
+"""What variants of block pairs are judged by: real blocks, MRA's choice of pairs, attention over a list of pairs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from . import softmax_rows
 
 Pair = tuple[int, int]
 
@@ -48,15 +50,6 @@ def chosen_pairs(
     return sorted(chosen)
 
 
-def softmax_rows(logits: Tensor, values: Tensor) -> Tensor:
-    """softmax over the finite logits (N, M) of each row, times values (M, D); 0 where a row has none."""
-    rows = []
-    for row in logits:
-        seen = row > -math.inf
-        rows.append(torch.softmax(row[seen], 0) @ values[seen] if seen.any() else 0.0 * values[0])
-    return torch.stack(rows)
-
-
 def dense_mra2(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pairs: Iterable[Pair], block_size: int, coarse: bool
 ) -> Tensor:
@@ -75,16 +68,6 @@ def dense_mra2(
             elif coarse:
                 logits = logits.index_put(place, exact[place].mean())
     return softmax_rows(logits, v)
-
-
-def per_head(function: Callable[..., Tensor], mask: Tensor, *inputs: Tensor) -> Tensor:
-    """Apply function(*heads, mask) to every example and head of inputs (B, H, N, D); mask (B, N)."""
-    return torch.stack(
-        [
-            torch.stack([function(*(x[b, h] for x in inputs), mask[b]) for h in range(inputs[0].shape[1])])
-            for b in range(len(mask))
-        ]
-    )
 
 
 def dense_pairs(

@@ -92,7 +92,7 @@ class Config:
     """The root. `task` and `attn` are the groups' YAML as it stands; the attention class checks its own parameters."""
 
     task: dict[str, Any] = field(default_factory=dict)
-    attn: dict[str, Any] = field(default_factory=dict)
+    attn: dict[str, Any] = field(default_factory=lambda: {"conv": 0, "grid": None, "tile": None})
     protocol: str = "mlpen"
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 import signal
 import time
@@ -17,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo import ZOO
 from lra import checkpoint, machine
+from lra.attention import attention
 from lra.config import Config
 from lra.data import Batch, Data, Sampler, Split, collate, evaluation_batches
 from lra.files import write_atomically
@@ -26,7 +25,7 @@ from lra.model import Classifier, transformer
 from lra.progress import Display
 from lra.run import Run
 from lra.tracker import Metrics, Tracker
-from lra.words import WordError, nearest
+from lra.words import WordError
 
 
 class Stopped(Exception):
@@ -70,24 +69,17 @@ class StopSignal:
 
 def build(config: Config, vocab: int, classes: int) -> Classifier:
     """The model of a configuration; a parameter that the attention class does not have, or refuses, is a WordError."""
-    name = config.attn.get("name")
-    if name not in ZOO:
-        raise WordError(f"attn.name={name} is not one of {', '.join(ZOO)}{nearest(str(name), ZOO)}")
-    own = {key: value for key, value in config.attn.items() if key != "name"}
-    takes = [key for key, p in inspect.signature(ZOO[name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for key in own:
-        if key not in takes:
-            raise WordError(f"attn.{key}: {name} takes {', '.join(takes) or 'no parameters'}{nearest(key, takes)}")
     size = config.model
+    core = attention(config.attn, size.heads, size.head_dim, size.seq_len)
     torch.manual_seed(derived_seed(config.seed, "weights"))
     try:
         return transformer(
-            lambda: ZOO[name](size.heads, size.head_dim, size.seq_len, **own),
+            core,
             layers=size.layers, dim=size.dim, ffn=size.ffn, dropout=size.dropout,
             seq_len=size.seq_len, vocab=vocab, classes=classes,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
-        raise WordError(f"attn={name}: {error}") from error
+        raise WordError(f"attn={config.attn['name']}: {error}") from error
 
 
 def derived_seed(seed: int, purpose: object) -> int:

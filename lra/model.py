@@ -102,6 +102,9 @@ def transformer(
 ) -> Classifier:
     """A classifier with a fresh attention core in every layer; the head is as wide as the feed-forward net."""
     blocks = [Block(attention(), dim, ffn, dropout) for _ in range(layers)]
+    first, *others = (block.attend.attention for block in blocks)
+    for core in others:
+        core.share_with(first)
     return Classifier(Encoder(blocks, vocab, seq_len, dim, dropout), dim, ffn, classes)
 
 

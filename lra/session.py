@@ -11,6 +11,7 @@ import torch
 
 from attention_zoo.base import Attention
 from lra import machine
+from lra.attention import spelled
 from lra.config import Config, digest
 from lra.data import Split, load
 from lra.intervals import wilson
@@ -114,14 +115,13 @@ def announce(trainer: Trainer, about: dict[str, Any]) -> None:
     """Print every choice that a reader of the result may ask for."""
     config, manifest, options = trainer.config, trainer.data.manifest, trainer.options
     sizes = " / ".join(f"{manifest['splits'][split]['examples']:,}" for split in ("train", "val", "test"))
-    attn = ", ".join(f"{key}={value}" for key, value in config.attn.items() if key != "name")
     size = f"{config.model.layers} layers, dim {config.model.dim}, {about['params']:,} parameters"
     schedule = f"{options.steps:,} steps x {options.batch_size}, lr {options.lr:g}, warm-up {options.warmup:,}"
     exact = f", {about['exact_share']:.0%} of the real pairs exact" if about["exact_share"] is not None else ""
     again = f", going on from step {trainer.state.step:,}" if trainer.state.step else ""
     print(f"run    {trainer.run.path}{again}")
     print(f"data   {about['task']} ({about['source']}), {sizes} examples, sha256 {about['data_sha256'][:12]}")
-    print(f"model  {config.attn['name']}({attn}), protocol {config.protocol}, {size}{exact}")
+    print(f"model  {spelled(config.attn)}, protocol {config.protocol}, {size}{exact}")
     print(f"train  {schedule}, padding {options.padding}, seed {config.seed}")
     print(f"on     {about['device']}, {about['dtype']}, kernel {about['kernel'] or 'of torch'}", flush=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from attention_zoo import ZOO
+from lra.attention import WRAPS, attention, own_parameters
 from lra.config import Config, Model, Train
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +40,9 @@ ARROWS = {
     "lra.run": "config files words",
     "lra.model": "",
     "lra.checkpoint": "files",
-    "lra.loop": "checkpoint config data files machine model progress run tracker words",
-    "lra.session": "config data intervals loop machine model progress run tracker words",
+    "lra.attention": "words",
+    "lra.loop": "attention checkpoint config data files machine model progress run tracker words",
+    "lra.session": "attention config data intervals loop machine model progress run tracker words",
     "lra.train": "config run session tracker words",
     # Results read runs/ only.
     "lra.cells": "intervals words",
@@ -52,7 +53,7 @@ ARROWS = {
 # Where the packages of others may be imported.
 HOMES = {
     "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
-    "attention_zoo": {"lra.loop", "lra.model", "lra.session"},
+    "attention_zoo": {"lra.attention", "lra.model", "lra.session"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run"},
@@ -167,15 +168,21 @@ def test_files_keep_their_budgets_of_lines() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf" / "attn").glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_configured_attention_is_in_the_zoo_and_takes_its_keys(file: Path) -> None:
+def test_a_configured_attention_names_every_parameter_of_its_class(file: Path) -> None:
     keys = yaml.safe_load(file.read_text())
-    attention = ZOO[keys.pop("name")]
-    own = {
-        name
-        for name, parameter in inspect.signature(attention).parameters.items()
-        if parameter.kind == parameter.KEYWORD_ONLY
-    }
-    assert keys.keys() <= own
+    own = own_parameters(keys.pop("name"))
+    assert keys.keys() - WRAPS.keys() == set(own)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "tune").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_tuned_attention_builds_with_what_its_paper_changes(file: Path) -> None:
+    protocol, task, attn = file.stem.split("_", 2)
+    words = yaml.safe_load((ROOT / "conf" / "attn" / f"{attn}.yaml").read_text())
+    changed = yaml.safe_load(file.read_text())["attn"]
+    assert any(words.get(key, WRAPS.get(key)) != value for key, value in changed.items())
+    seq_len = {"listops": 2048, "text": 4096, "retrieval": 4096, "image": 1024, "pathfinder": 1024}[task]
+    core = attention(words | changed, 2, 32, seq_len)()
+    assert (core.heads, core.head_dim, core.seq_len, protocol) == (2, 32, seq_len, "mlpen")
 
 
 def test_the_readme_lists_every_configured_attention() -> None:

@@ -1,4 +1,8 @@
-"""`python -m benchmarks.speed`: time and memory of every attention core, in turn with softmax in one process."""
+"""`python -m benchmarks.speed`: time and memory of every attention core, in turn with softmax in one process.
+
+With peers=all also of the public packages that implement one of them: then whole layers, projections included, ours and
+theirs in turn in one process.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ from lra.files import write_text
 from lra.words import WordError, choose
 
 if TYPE_CHECKING:
-    import torch
-
-    from attention_zoo import Attention
+    from torch import Tensor, nn
 
 BATCH, HEADS, HEAD_DIM = 4, 2, 32
 YARDSTICK = "softmax"
+CORE, LAYER = "zoo core", "zoo layer"
 
 KEYS = {
     "attn": ("", "only these attentions, a list with commas; softmax is always timed"),
+    "peers": ("none", "all: also the packages of benchmarks/peers.py, which `make peers` installs"),
     "lengths": ("512,1024,2048,4096", "tokens N, a list with commas"),
     "repeats": ("7", "rounds; each times every attention once"),
     "threads": ("0", "threads on a CPU; 0: torch's own choice"),
@@ -38,9 +42,10 @@ KEYS = {
 
 
 class Setting(NamedTuple):
-    """What one core is measured under."""
+    """What is measured, and under what. `implementation` is CORE, LAYER or the name of a package."""
 
     attn: str
+    implementation: str
     length: int
     device: str
     dtype: str
@@ -50,11 +55,14 @@ class Setting(NamedTuple):
 class Row(NamedTuple):
     """A line of the CSV file. Times in milliseconds: medians and interquartile ranges; a step is forward + backward.
 
-    A ratio is the median over the rounds of this core's time to softmax's in the same round. Memory in MiB: what a
-    first step adds to the peak of a fresh process on a CPU, the peak of a step beyond the inputs on a GPU.
+    A ratio is the median over the rounds of this time to that of `against` in the same round. `step_growth` is the
+    median step to that at half the length, where both were measured. Memory in MiB: what a first step adds to the peak
+    of a fresh process on a CPU, the peak of a step beyond the inputs on a GPU.
     """
 
     attn: str
+    implementation: str
+    against: str
     n: int
     forward_ms: float
     forward_iqr_ms: float
@@ -62,6 +70,7 @@ class Row(NamedTuple):
     step_ms: float
     step_iqr_ms: float
     step_ratio: float
+    step_growth: float | str
     peak_mb: float
     kernel: str
     batch: int
@@ -74,31 +83,46 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """One core and its inputs (B, H, N, D)."""
+    """One core and its inputs (B, H, N, D), or one layer and its input (B, N, H D)."""
 
     def __init__(self, setting: Setting) -> None:
         import torch
 
         from attention_zoo import ZOO
+        from lra.model import MultiHead
 
-        self.device = torch.device(setting.device)
         torch.manual_seed(0)
-        self.core: Attention = ZOO[setting.attn](HEADS, HEAD_DIM, setting.length).to(self.device)
-        shape = (BATCH, HEADS, setting.length, HEAD_DIM)
+        self.device = torch.device(setting.device)
+        self.module: nn.Module
+        self.kernel = ""
+        if setting.implementation in (CORE, LAYER):
+            core = ZOO[setting.attn](HEADS, HEAD_DIM, setting.length)
+            self.module = core if setting.implementation == CORE else MultiHead(core, HEADS * HEAD_DIM)
+            self.kernel = core.kernel(self.device) or ""
+        else:
+            from benchmarks.peers import peer
+
+            self.module = peer(setting.attn, setting.implementation).layer(setting.length, HEADS, HEAD_DIM)
+        self.module.to(self.device)
+        core_like = setting.implementation == CORE
+        shape = (BATCH, HEADS, setting.length, HEAD_DIM) if core_like else (BATCH, setting.length, HEADS * HEAD_DIM)
         dtype = getattr(torch, setting.dtype)
-        self.qkv = [torch.randn(shape, device=self.device, dtype=dtype).requires_grad_() for _ in range(3)]
-        self.upstream = torch.randn(shape, device=self.device, dtype=dtype)
+        if not core_like:
+            self.module.to(dtype)
+        drawn = [torch.randn(shape, device=self.device, dtype=dtype) for _ in range(4)]
+        self.upstream = drawn[3]
+        self.inputs: list[Tensor] = [x.requires_grad_() for x in (drawn[:3] if core_like else drawn[:1])]
 
     def forward(self) -> None:
         import torch
 
         with torch.no_grad():
-            self.core(*self.qkv)
+            self.module(*self.inputs)
 
     def step(self) -> None:
-        out: torch.Tensor = self.core(*self.qkv)
+        out: Tensor = self.module(*self.inputs)
         out.backward(self.upstream)
-        for x in self.qkv:
+        for x in (*self.inputs, *self.module.parameters()):
             x.grad = None
 
     def milliseconds(self, work: Callable[[], None]) -> float:
@@ -121,7 +145,7 @@ def peak_memory(setting: Setting) -> float:
 
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    Bench(setting._replace(length=1)).step()
+    Bench(setting._replace(attn=YARDSTICK, implementation=LAYER, length=64)).step()
     bench = Bench(setting)
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -149,26 +173,30 @@ def in_fresh_process(setting: Setting) -> float:
 
 
 def measure(settings: Sequence[Setting], repeats: int, stamp: dict[str, Any]) -> list[Row]:
-    """Measure cores at one length, in turn; the first one is the yardstick."""
-    memory = {s.attn: in_fresh_process(s) if s.device == "cpu" else peak_memory(s) for s in settings}
-    benches = {s.attn: Bench(s) for s in settings}
-    forward: dict[str, list[float]] = {name: [] for name in benches}
-    step: dict[str, list[float]] = {name: [] for name in benches}
+    """Measure at one length, in turn; the first one is the yardstick."""
+    memory = {s: in_fresh_process(s) if s.device == "cpu" else peak_memory(s) for s in settings}
+    benches = {s: Bench(s) for s in settings}
+    forward: dict[Setting, list[float]] = {s: [] for s in settings}
+    step: dict[Setting, list[float]] = {s: [] for s in settings}
     for bench in benches.values():
         for _ in range(2):
             bench.step()
     for _ in range(repeats):
-        for name, bench in benches.items():
-            forward[name].append(bench.milliseconds(bench.forward))
-            step[name].append(bench.milliseconds(bench.step))
+        for s, bench in benches.items():
+            forward[s].append(bench.milliseconds(bench.forward))
+            step[s].append(bench.milliseconds(bench.step))
+    first = settings[0]
     return [
         Row(
             s.attn,
+            s.implementation,
+            f"{first.attn}, {first.implementation}",
             s.length,
-            *_summary(forward[s.attn], forward[YARDSTICK]),
-            *_summary(step[s.attn], step[YARDSTICK]),
-            peak_mb=round(memory[s.attn], 1),
-            kernel=benches[s.attn].core.kernel(benches[s.attn].device) or "",
+            *_summary(forward[s], forward[first]),
+            *_summary(step[s], step[first]),
+            step_growth="",
+            peak_mb=round(memory[s], 1),
+            kernel=benches[s].kernel,
             batch=BATCH,
             heads=HEADS,
             head_dim=HEAD_DIM,
@@ -199,6 +227,7 @@ def run(options: dict[str, str]) -> int:
     threads = whole_number("threads", options["threads"], least=0)
     choose("device", options["device"], ("auto", "cpu", "cuda"))
     choose("dtype", options["dtype"], ("float32", "bfloat16", "float16"))
+    choose("peers", options["peers"], ("none", "all"))
 
     import torch
 
@@ -207,24 +236,22 @@ def run(options: dict[str, str]) -> int:
 
     names = [choose("attn", name, list(ZOO)) for name in options["attn"].split(",")] if options["attn"] else list(ZOO)
     names = [YARDSTICK, *(name for name in names if name != YARDSTICK)]
+    groups = [[(name, CORE) for name in names], *(peers_of(names) if options["peers"] == "all" else [])]
     device = pick_device(options["device"])
     if threads:
         torch.set_num_threads(threads)
 
     stamp = {"device": device_name(device), "torch": torch.__version__, "commit": git_commit()}
     print(f"{stamp['device']}; torch {stamp['torch']}; {options['dtype']}; commit {stamp['commit'] or 'none'}")
-    print(f"(B, H, D) = ({BATCH}, {HEADS}, {HEAD_DIM}); {repeats} rounds; median +- interquartile range, x softmax")
+    print(f"(B, H, D) = ({BATCH}, {HEADS}, {HEAD_DIM}); {repeats} rounds; median +- interquartile range")
     rows: list[Row] = []
-    for length in lengths:
-        settings = [Setting(name, length, device.type, options["dtype"], threads) for name in names]
-        for row in measure(settings, repeats, stamp):
-            rows.append(row)
-            print(
-                f"N {row.n:6}  {row.attn:17} forward {row.forward_ms:9.2f} +- {row.forward_iqr_ms:7.2f} ms"
-                f" x{row.forward_ratio:6.2f}   step {row.step_ms:9.2f} +- {row.step_iqr_ms:7.2f} ms"
-                f" x{row.step_ratio:6.2f}   peak {row.peak_mb:8.1f} MiB",
-                flush=True,
-            )
+    for group in groups:
+        print(f"x: times the {', '.join(group[0])}")
+        for length in lengths:
+            settings = [Setting(*pair, length, device.type, options["dtype"], threads) for pair in group]
+            for row in measure(settings, repeats, stamp):
+                rows.append(row._replace(step_growth=growth(row, rows)))
+                print(line(rows[-1]), flush=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
@@ -232,6 +259,38 @@ def run(options: dict[str, str]) -> int:
     write_text(Path(options["out"]), text.getvalue())
     print(f"written: {options['out']}")
     return 0
+
+
+def peers_of(names: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """For each variant with a public implementation: our layer, then theirs. WordError where one is not installed."""
+    from benchmarks.peers import PEERS
+
+    groups = []
+    for name in names:
+        theirs = [peer for peer in PEERS if peer.attn == name]
+        for peer in theirs:
+            if not peer.installed:
+                raise WordError(f"peers=all needs {peer.package}, which is not installed: make peers")
+        if theirs:
+            groups.append([(name, LAYER), *((name, peer.package) for peer in theirs)])
+    return groups
+
+
+def growth(row: Row, rows: Sequence[Row]) -> float | str:
+    """The step to that at half the length; empty where that was not measured."""
+    for other in rows:
+        if (other.attn, other.implementation, 2 * other.n) == (row.attn, row.implementation, row.n):
+            return round(row.step_ms / other.step_ms, 3)
+    return ""
+
+
+def line(row: Row) -> str:
+    """A row as it is printed."""
+    name = row.attn if row.implementation == CORE else f"{row.attn}, {row.implementation}"
+    forward = f"forward {row.forward_ms:9.2f} +- {row.forward_iqr_ms:7.2f} ms x{row.forward_ratio:6.2f}"
+    step = f"step {row.step_ms:9.2f} +- {row.step_iqr_ms:7.2f} ms x{row.step_ratio:6.2f}"
+    grown = f"   x{row.step_growth:5.2f} its half" if row.step_growth else ""
+    return f"N {row.n:6}  {name:32} {forward}   {step}   peak {row.peak_mb:8.1f} MiB{grown}"
 
 
 def main(words: Sequence[str] | None = None) -> int:

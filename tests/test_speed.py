@@ -10,10 +10,19 @@ import pytest
 from benchmarks.speed import Row, main
 
 
+def test_the_growth_is_to_the_step_at_half_the_length(tmp_path: Path) -> None:
+    out = tmp_path / "speed.csv"
+    assert main(["lengths=8,16,31", "repeats=1", "attn=softmax", "device=cpu", f"out={out}"]) == 0
+    eight, sixteen, odd = csv.DictReader(out.read_text().splitlines())
+    assert float(sixteen["step_growth"]) == round(float(sixteen["step_ms"]) / float(eight["step_ms"]), 3)
+    assert (eight["step_growth"], odd["step_growth"]) == ("", "")
+
+
 def test_speed_writes_a_row_per_attention_and_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "speed.csv"
     assert main(["lengths=5,9", "repeats=2", "attn=mra2", "device=cpu", f"out={out}"]) == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {row["implementation"] for row in rows} == {"zoo core"}
     assert [(row["attn"], row["n"]) for row in rows] == [
         ("softmax", "5"),
         ("mra2", "5"),
@@ -21,6 +30,7 @@ def test_speed_writes_a_row_per_attention_and_length(tmp_path: Path, capsys: pyt
         ("mra2", "9"),
     ]
     assert tuple(rows[0]) == Row._fields
+    assert {row["against"] for row in rows} == {"softmax, zoo core"}
     assert [row["kernel"] for row in rows[:2]] == ["", "reference"]
     for row in rows:
         assert min(float(row[key]) for key in ("forward_ms", "step_ms", "forward_ratio", "step_ratio")) > 0
@@ -35,6 +45,7 @@ def test_speed_writes_a_row_per_attention_and_length(tmp_path: Path, capsys: pyt
         ("lengths=12,x", "error: lengths=x must be an integer of at least 1"),
         ("repeats=0", "error: repeats=0 must be an integer of at least 1"),
         ("attn=mra3", "error: attn=mra3 is not one of softmax, "),
+        ("peers=some", "error: peers=some is not one of none, all"),
         ("length=12", "error: unknown key 'length'"),
     ],
 )

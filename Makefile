@@ -15,6 +15,9 @@ sweep: .venv/.ready ## many runs:  make sweep task=listops attn=mra2,softmax see
 compare: .venv/.ready ## all runs beside the published numbers
 	@exec $(PY) -m lra.results $(WORDS) $(ARGS)
 
+variants: .venv/.ready ## every attention: paper, cost, exact limit, parameters
+	@exec $(PY) -m lra.variants $(WORDS) $(ARGS)
+
 bench: .venv/.ready ## speed and memory:  make bench name=speed
 	@exec $(PY) -m benchmarks.$(BENCH) $(WORDS) $(ARGS)
 
@@ -31,6 +34,12 @@ setup: .venv/.ready ## create .venv from requirements.lock (the other targets do
 
 test: .venv/.ready ## run the tests:  make test ARGS='-k listops'
 	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 $(ARGS)
+
+test-parity: .venv/.peers ## compare with the public implementations (installs them)
+	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 -o addopts=--strict-markers tests/parity $(ARGS)
+
+peers: .venv/.peers ## install the public implementations:  make bench peers=all
+	@echo "ready: the public implementations are in .venv"
 
 lint: .venv/.ready ## check style and types
 	@$(PY) -m ruff check $(CODE)
@@ -51,7 +60,7 @@ help: ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep compare bench data data-doctor setup test lint format clean help
+TARGETS := lra sweep compare variants bench data data-doctor setup test test-parity peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
 CODE := lra attention_zoo benchmarks tests
@@ -65,14 +74,19 @@ WORDS = $(foreach v,$(NAMES),$(call QUOTE,$v=$(value $v)))
 $(foreach v,$(NAMES),$(eval unexport $v))
 MAKEOVERRIDES :=
 
-UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready,$(MAKECMDGOALS)))
+UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers,$(MAKECMDGOALS)))
 $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
 
-BENCHMARKS := $(filter-out __init__,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out __init__ peers,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 BENCH := $(if $(filter name,$(GIVEN)),$(value name),speed)
 ifneq (,$(filter bench,$(MAKECMDGOALS)))
 $(if $(filter $(BENCH),$(BENCHMARKS)),,$(error name=$(BENCH) is not a benchmark; there are $(BENCHMARKS)))
 endif
+
+.venv/.peers: requirements-peers.lock .venv/.ready
+	@echo "installing the public implementations (about 20 seconds) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --compile --requirement $<
+	@touch $@
 
 # Set-up. The stamp is written last and holds the path of the repository: a .venv that is half made, moved or broken is made
 # again. The lock dies with the process that holds it, and keeps two makes apart.

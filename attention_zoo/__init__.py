@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Attention
 from .convolved import Convolved
+from .mra import MRA
 from .mra2 import MRA2
 from .mra2_s import MRA2S
 from .softmax import Softmax
@@ -13,6 +14,7 @@ ZOO: dict[str, type[Attention]] = {
     "softmax": Softmax,
     "mra2": MRA2,
     "mra2_s": MRA2S,
+    "mra": MRA,
 }
 
-__all__ = ["MRA2", "MRA2S", "ZOO", "Attention", "Convolved", "Softmax", "Tiled"]
+__all__ = ["ZOO", "Attention", "Convolved", "Tiled"]

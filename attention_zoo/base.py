@@ -5,6 +5,8 @@ B batch, H heads, N tokens, D head dim, M landmarks or features, K blocks, W win
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         """Take over from the core of the first layer the parameters that all layers share; most variants share none."""
 
     @classmethod
-    def exact_limit(cls, seq_len: int) -> dict[str, int] | None:
+    def exact_limit(cls, seq_len: int) -> dict[str, Any] | None:
         """Parameters under which the variant equals softmax for every N <= seq_len; None: it has no such limit."""
         return None
 

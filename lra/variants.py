@@ -21,7 +21,7 @@ KEYS = {"write": ("", "a Markdown file whose table of variants is written anew, 
 # The four facts of a variant's docstring: what it is, whose it is, what it costs, where it deviates.
 FACTS = re.compile(
     r"(?P<what>.+?)\n\n(?P<authors>[^\"]+?), \"(?P<title>.+?)\", (?P<year>\d{4})(?P<rest>.*?)\.\s+(?P<url>https://\S+)"
-    r"\s+Costs? (?P<cost>O\(.+?)(?= for | beside |\. |\.$|$)",
+    r".*?\bCosts? (?P<cost>O\(.+?)(?= for | beside |[.;:] |\.$|$)",
     re.DOTALL,
 )
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from attention_zoo import MRA2, MRA2S
+from attention_zoo.mra2 import MRA2
+from attention_zoo.mra2_s import MRA2S
 from attention_zoo.selection import SelectsBlocks
 
 from .oracles import mra2

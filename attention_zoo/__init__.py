@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from .base import Attention
 from .convolved import Convolved
+from .linformer import Linformer
 from .mra import MRA
 from .mra2 import MRA2
 from .mra2_s import MRA2S
+from .nystromformer import Nystromformer
+from .performer import Performer
+from .scatterbrain import Scatterbrain
+from .soft import Soft
 from .softmax import Softmax
 from .tiled import Tiled
 
@@ -15,6 +20,11 @@ ZOO: dict[str, type[Attention]] = {
     "mra2": MRA2,
     "mra2_s": MRA2S,
     "mra": MRA,
+    "performer": Performer,
+    "scatterbrain": Scatterbrain,
+    "linformer": Linformer,
+    "nystromformer": Nystromformer,
+    "soft": Soft,
 }
 
 __all__ = ["ZOO", "Attention", "Convolved", "Tiled"]

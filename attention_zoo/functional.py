@@ -30,3 +30,16 @@ def masked_softmax(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     # A row that keeps nothing is computed over all its entries and dropped afterwards, so that no gradient is NaN.
     logits = logits.masked_fill(some & ~keep, -math.inf)
     return logits.softmax(-1).masked_fill(~some, 0.0), logits.logsumexp(-1).masked_fill(~some.squeeze(-1), -math.inf)
+
+
+def orthogonal_features(count: int, dim: int) -> Tensor:
+    """(count, dim) rows, each N(0, I) on its own, and orthogonal within every block of `dim` rows.
+
+    Choromanski et al., "Rethinking Attention with Performers", 2020, section 2.4: uniform directions times chi norms.
+    """
+    blocks = -(-count // dim)
+    rotations, upper = torch.linalg.qr(torch.randn(blocks, dim, dim, dtype=torch.float64))
+    # With the signs of a positive diagonal the rotations are uniform; those that LAPACK returns are not.
+    rotations = rotations * torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None, :]
+    norms = torch.randn(count, dim, dtype=torch.float64).norm(dim=-1, keepdim=True)
+    return (rotations.mT.flatten(0, 1)[:count] * norms).to(torch.get_default_dtype())

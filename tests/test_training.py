@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,7 +22,7 @@ SEQ_LEN, BATCH, STEPS = 256, 4, 50
 @pytest.fixture(scope="module")
 def documents() -> Split:
     """The first expressions of the benchmark's own distribution, 500 to 2,000 tokens long; training cuts them."""
-    first = next(generate(3, "train", BATCH * STEPS))
+    first = next(generate(3, "train", 8 * BATCH))
     return Split(first.tokens, first.offsets, first.labels)
 
 
@@ -30,15 +31,18 @@ def test_fifty_steps_lower_the_loss(file: Path, documents: Split) -> None:
     words: dict[str, Any] = yaml.safe_load(file.read_text())
     config = Config(attn=words, model=Model(seq_len=SEQ_LEN, dropout=0.0), train=Train(steps=STEPS, warmup=5))
     model = build(config, vocab=len(VOCABULARY), classes=10)
+
+    def loss(examples: np.ndarray) -> torch.Tensor:
+        batch = collate(documents, examples, SEQ_LEN)
+        return torch.nn.functional.cross_entropy(model(batch.tokens, batch.mask), batch.labels)
+
+    seen = np.arange(8 * BATCH)
+    before = loss(seen).detach()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    order = torch.arange(BATCH * STEPS).view(STEPS, BATCH).numpy() % len(documents.labels)
-    losses = []
     for step in range(STEPS):
-        batch = collate(documents, order[step], SEQ_LEN)
-        loss = torch.nn.functional.cross_entropy(model(batch.tokens, batch.mask), batch.labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss(seen.reshape(-1, BATCH)[step % 8]).backward()
         optimizer.step()
-        losses.append(loss.detach())
-    assert torch.stack(losses).isfinite().all()
-    assert torch.stack(losses[-15:]).mean() < torch.stack(losses[:5]).mean()
+    after = loss(seen).detach()
+    assert after.isfinite()
+    assert after < before - 0.05

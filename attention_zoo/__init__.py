@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .base import Attention
+from .bigbird import BigBird
 from .convolved import Convolved
 from .linformer import Linformer
+from .longformer import Longformer
 from .mra import MRA
 from .mra2 import MRA2
 from .mra2_s import MRA2S
@@ -25,6 +27,8 @@ ZOO: dict[str, type[Attention]] = {
     "linformer": Linformer,
     "nystromformer": Nystromformer,
     "soft": Soft,
+    "longformer": Longformer,
+    "bigbird": BigBird,
 }
 
 __all__ = ["ZOO", "Attention", "Convolved", "Tiled"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .functional import block_means, masked_softmax
+from .ops.block_sparse import attend_pairs
 from .selection import SelectsBlocks
 
 
@@ -31,7 +32,7 @@ class MRA2(SelectsBlocks):
             logits = logits.to(dtype) + counts.clamp(min=1).to(dtype).log()[:, None, None, :]
             weights, prior_logit = masked_softmax(logits, coarse)
             prior_value = weights @ v_mean.to(dtype)  # (B, H, K, D)
-        return self.attend_pairs(q, k, v, mask, pairs, prior_logit, prior_value)
+        return attend_pairs(q, k, v, mask, pairs, self.block_size, prior_logit, prior_value)
 
 
 def unselected(pairs: Tensor, counts: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .functional import block_means
+from .ops.block_sparse import attend_pairs
 from .selection import SelectsBlocks
 
 
@@ -24,4 +25,4 @@ class MRA2S(SelectsBlocks):
             q_mean, k_mean = (block_means(x, counts, self.block_size) for x in (q, k))  # (B, H, K, D)
             logits = q_mean @ k_mean.mT / math.sqrt(self.head_dim)  # (B, H, K, K)
             pairs = self.select(logits, counts)  # (B, H, P, 2)
-        return self.attend_pairs(q, k, v, mask, pairs)
+        return attend_pairs(q, k, v, mask, pairs, self.block_size)

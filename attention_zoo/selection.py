@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .base import Attention, whole
 from .functional import block_counts
-from .ops.block_sparse import block_sparse_attention
 
 BUDGETS = ("seq_len", "length")
 
@@ -118,21 +117,3 @@ class SelectsBlocks(Attention):
             chosen = torch.cat([chosen, extra], -1)
         chosen = chosen.sort(-1).values
         return torch.stack([chosen // count, chosen % count], -1)
-
-    def attend_pairs(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        pairs: Tensor,
-        prior_logit: Tensor | None = None,
-        prior_value: Tensor | None = None,
-    ) -> Tensor:
-        """Softmax over the pairs (B, H, P, 2) and a virtual key of prior_logit (B, H, K), prior_value (B, H, K, D)."""
-        q, k, v, pairs = (x.flatten(0, 1) for x in (q, k, v, pairs))
-        mask = None if mask is None else mask.repeat_interleave(self.heads, 0)
-        prior_logit = None if prior_logit is None else prior_logit.flatten(0, 1)
-        prior_value = None if prior_value is None else prior_value.flatten(0, 1)
-        out, _ = block_sparse_attention(q, k, v, pairs, self.block_size, mask, prior_logit, prior_value)
-        return out.unflatten(0, (-1, self.heads))

@@ -74,6 +74,26 @@ def block_sparse_attention(
     return torch.ops.zoo.block_sparse_attention(q, k, v, blocks, block_size, mask, prior_logit, prior_value)
 
 
+def attend_pairs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    pairs: Tensor,
+    block_size: int,
+    prior_logit: Tensor | None = None,
+    prior_value: Tensor | None = None,
+) -> Tensor:
+    """`out` for the heads of a batch: q, k, v (B, H, N, D), mask (B, N), pairs (B, H, P, 2), priors (B, H, K, ...)."""
+    heads = q.shape[1]
+    q, k, v, pairs = (x.flatten(0, 1) for x in (q, k, v, pairs))
+    mask = None if mask is None else mask.repeat_interleave(heads, 0)
+    prior_logit = None if prior_logit is None else prior_logit.flatten(0, 1)
+    prior_value = None if prior_value is None else prior_value.flatten(0, 1)
+    out, _ = block_sparse_attention(q, k, v, pairs, block_size, mask, prior_logit, prior_value)
+    return out.unflatten(0, (-1, heads))
+
+
 class _Heads(NamedTuple):
     """A few heads' pairs as flat indices into tensors of shape (heads * K, ...)."""
 
@@ -86,7 +106,7 @@ class _Heads(NamedTuple):
 def _heads(blocks: Tensor, count: int, block_size: int) -> Iterator[_Heads]:
     """Split the heads so that the logits of one part, (T, block_size, block_size), stay in a CPU's cache."""
     heads, pairs, _ = blocks.shape
-    elements = 2**20 if blocks.device.type == "cpu" else 2**28
+    elements = 2**19 if blocks.device.type == "cpu" else 2**28
     step = max(1, elements // max(1, pairs * block_size**2))
     for start in range(0, heads, step):
         part = slice(start, min(start + step, heads))

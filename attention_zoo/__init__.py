@@ -12,6 +12,7 @@ from .mra2 import MRA2
 from .mra2_s import MRA2S
 from .nystromformer import Nystromformer
 from .performer import Performer
+from .reformer import Reformer
 from .scatterbrain import Scatterbrain
 from .soft import Soft
 from .softmax import Softmax
@@ -29,6 +30,7 @@ ZOO: dict[str, type[Attention]] = {
     "soft": Soft,
     "longformer": Longformer,
     "bigbird": BigBird,
+    "reformer": Reformer,
 }
 
 __all__ = ["ZOO", "Attention", "Convolved", "Tiled"]

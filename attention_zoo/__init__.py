@@ -17,6 +17,7 @@ from .scatterbrain import Scatterbrain
 from .soft import Soft
 from .softmax import Softmax
 from .tiled import Tiled
+from .yoso import YOSO
 
 ZOO: dict[str, type[Attention]] = {
     "softmax": Softmax,
@@ -31,6 +32,7 @@ ZOO: dict[str, type[Attention]] = {
     "longformer": Longformer,
     "bigbird": BigBird,
     "reformer": Reformer,
+    "yoso": YOSO,
 }
 
 __all__ = ["ZOO", "Attention", "Convolved", "Tiled"]

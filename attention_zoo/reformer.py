@@ -76,12 +76,10 @@ class Reformer(Attention):
     def _hash(self, q: Tensor, real: Tensor) -> Tensor:
         """(rounds, B, H, N) the bucket of each token, `self.buckets` where real (B, N) is not."""
         rotations = self._draw(q.device) if self.training else self.rotations
-        buckets = []
-        for rotation in rotations.to(q.dtype):
-            turned = q @ rotation  # (B, H, N, buckets / 2)
-            (high, plus), (low, minus) = turned.max(-1), turned.min(-1)
-            buckets.append(torch.where(high < -low, minus + self.buckets // 2, plus))
-        return torch.stack(buckets).masked_fill(~real[:, None], self.buckets)
+        turned = q @ rotations[:, None].to(q.dtype)  # (rounds, B, H, N, buckets / 2)
+        (high, plus), (low, minus) = turned.max(-1), turned.min(-1)
+        bucket = torch.where(high < -low, minus + self.buckets // 2, plus)
+        return bucket.masked_fill(~real[:, None], self.buckets)
 
     def _lines(self, buckets: Tensor, chunk: int, dtype: torch.dtype) -> Lines:
         """Sort buckets (rounds, G, N) by (head, bucket, position); N is a multiple of chunk."""

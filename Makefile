@@ -85,7 +85,7 @@ endif
 
 .venv/.peers: requirements-peers.lock .venv/.ready
 	@echo "installing the public implementations (about 20 seconds) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --compile --requirement $<
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --compile --requirement $<
 	@touch $@
 
 # Set-up. The stamp is written last and holds the path of the repository: a .venv that is half made, moved or broken is made

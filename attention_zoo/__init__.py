@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .adamra import AdaMRA
 from .base import Attention
 from .bigbird import BigBird
 from .convolved import Convolved
+from .h_transformer_1d import HTransformer1D
 from .linformer import Linformer
 from .longformer import Longformer
 from .mra import MRA
@@ -25,14 +27,16 @@ ZOO: dict[str, type[Attention]] = {
     "mra2_s": MRA2S,
     "mra": MRA,
     "performer": Performer,
-    "scatterbrain": Scatterbrain,
     "linformer": Linformer,
-    "nystromformer": Nystromformer,
     "soft": Soft,
+    "nystromformer": Nystromformer,
+    "yoso": YOSO,
+    "reformer": Reformer,
     "longformer": Longformer,
     "bigbird": BigBird,
-    "reformer": Reformer,
-    "yoso": YOSO,
+    "h_transformer_1d": HTransformer1D,
+    "scatterbrain": Scatterbrain,
+    "adamra": AdaMRA,
 }
 
 __all__ = ["ZOO", "Attention", "Convolved", "Tiled"]

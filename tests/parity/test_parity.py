@@ -27,7 +27,7 @@ from lra.model import MultiHead
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BATCH, HEADS, DIM, LENGTH = 3, 2, 32, 512
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+TOLERANCE = 1e-4
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,9 @@ def both(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *inputs: Te
     """Values, and gradients of all inputs, at the real places of (B, N, ...) or of all."""
     found, expected = ours(*inputs)[real], theirs(*inputs)[real]
     upstream = torch.randn_like(found)
-    assert_close(found, expected, **CLOSE)
+    assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
     slopes = [torch.autograd.grad(out, inputs, upstream) for out in (found, expected)]
-    assert_close(slopes[0], slopes[1], **CLOSE)
+    assert_close(slopes[0], slopes[1], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def copied(ours: MultiHead, **linears: nn.Linear) -> None:
@@ -80,9 +80,8 @@ def test_performer_is_that_of_performer_pytorch_without_its_epsilon() -> None:
 
     def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kernel = {"projection_matrix": core.directions, "eps": 0.0}
-        return linear_attention(
-            softmax_kernel(q, is_query=True, **kernel), softmax_kernel(k, is_query=False, **kernel), v
-        )
+        features = softmax_kernel(q, is_query=True, **kernel), softmax_kernel(k, is_query=False, **kernel)
+        return linear_attention(*features, v)
 
     both(core, theirs, *(numbers(BATCH, HEADS, LENGTH, DIM) for _ in range(3)))
 

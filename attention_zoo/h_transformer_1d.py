@@ -37,5 +37,4 @@ class HTransformer1D(Attention):
         return "reference"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        out, _ = hierarchical_attention(q, k, v, mask, self.block_size)
-        return out
+        return hierarchical_attention(q, k, v, mask, self.block_size)

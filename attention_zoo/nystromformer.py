@@ -33,20 +33,23 @@ class Nystromformer(Attention):
         return {"landmarks": seq_len}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        batch, _, length, dim = q.shape
+        batch, length = q.shape[0], q.shape[2]
         dtype = torch.promote_types(q.dtype, torch.float32)
-        if mask is None:
-            mask = torch.ones(batch, length, dtype=torch.bool, device=q.device)
         with torch.autocast(q.device.type, enabled=False):
             q, k, values = (x.to(dtype) for x in (q, k, v))
+            if mask is None and length > self.landmarks and length % self.landmarks == 0:
+                # Every example has full segments of one size.
+                q_mean, k_mean = (x.unflatten(2, (self.landmarks, -1)).mean(3) for x in (q, k))
+                summary = self.summarise(q_mean, k_mean, k, values, None)
+                return F.scaled_dot_product_attention(q, k_mean, summary).to(v.dtype)
+            if mask is None:
+                mask = torch.ones(batch, length, dtype=torch.bool, device=q.device)
             count = mask.sum(-1, keepdim=True)  # (B, 1)
             q_mean, k_mean = self.means(q, k, mask)  # (B, H, M, D)
 
             # An example without a real token looks at all its places, which are 0, and at one landmark.
             seen = mask | (count == 0)
-            summary = F.scaled_dot_product_attention(q_mean, k, values, attn_mask=seen[:, None, None, :])  # K3 v
-            middle = (q_mean @ k_mean.mT / math.sqrt(dim)).softmax(-1)  # K2 (B, H, M, M)
-            summary = pseudo_inverse(middle, self.iterations) @ summary  # (B, H, M, D)
+            summary = self.summarise(q_mean, k_mean, k, values, seen[:, None, None, :])
 
             place = torch.arange(self.landmarks, device=q.device).expand(batch, -1)
             token = torch.searchsorted(mask.cumsum(-1), place + 1).clamp(max=length - 1)  # (B, M) the first M real
@@ -54,6 +57,12 @@ class Nystromformer(Attention):
             summary = torch.where((count <= self.landmarks)[:, None, None], own, summary)
             filled = place < count.clamp(min=1)
             return F.scaled_dot_product_attention(q, k_mean, summary, attn_mask=filled[:, None, None, :]).to(v.dtype)
+
+    def summarise(self, q_mean: Tensor, k_mean: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        """pinv(K2) (K3 v), (B, H, M, D): what stands for the values at the landmarks."""
+        summary = F.scaled_dot_product_attention(q_mean, k, v, attn_mask=seen)  # K3 v
+        middle = (q_mean @ k_mean.mT / math.sqrt(self.head_dim)).softmax(-1)  # K2 (B, H, M, M)
+        return pseudo_inverse(middle, self.iterations) @ summary
 
     def means(self, q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Landmarks (B, H, M, D): means over M segments of each example's real tokens; 0 for a segment without any.

@@ -7,6 +7,9 @@ from torch import Tensor
 from .base import Attention, whole
 from .ops.sorted_chunks import Lines, sorted_chunks_attention
 
+# More would cost more than the attention itself, and grow with the length: 2 seq_len / chunk is 128 at 4,096 tokens.
+MOST_BUCKETS = 128
+
 
 class Reformer(Attention):
     """Reformer: softmax attention among the tokens that a random hash of their queries puts into one bucket.
@@ -38,13 +41,13 @@ class Reformer(Attention):
         buckets: int | None = None,
         across_buckets: bool = False,
     ) -> None:
-        """buckets: an even number; None: 2^floor(log2(2 seq_len / chunk)), at least 2, as published.
+        """buckets: an even number; None: 2^floor(log2(2 seq_len / chunk)), as published, from 2 to 128.
         across_buckets: P_i^r are all others of the two chunks."""
         super().__init__(heads, head_dim, seq_len)
         self.rounds = whole("rounds", rounds, least=1)
         self.chunk = whole("chunk", chunk, least=1)
         if buckets is None:
-            buckets = 2 ** (max(2, 2 * self.seq_len // self.chunk).bit_length() - 1)
+            buckets = min(2 ** (max(2, 2 * self.seq_len // self.chunk).bit_length() - 1), MOST_BUCKETS)
         self.buckets = whole("buckets", buckets, least=2)
         if buckets % 2:
             raise ValueError(f"buckets={buckets} must be even")

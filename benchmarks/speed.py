@@ -1,7 +1,7 @@
 """`python -m benchmarks.speed`: time and memory of every attention core, in turn with softmax in one process.
 
 With peers=all also of the public packages that implement one of them: then whole layers, projections included, ours and
-theirs in turn in one process.
+theirs in turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CORE, LAYER = "zoo core", "zoo layer"
 
 KEYS = {
     "attn": ("", "only these attentions, a list with commas; softmax is always timed"),
-    "peers": ("none", "all: also the packages of benchmarks/peers.py, which `make peers` installs"),
+    "peers": ("none", "all: also the packages that `make peers` installs, as layers; only: nothing else"),
     "lengths": ("512,1024,2048,4096", "tokens N, a list with commas"),
     "repeats": ("7", "rounds; each times every attention once"),
     "threads": ("0", "threads on a CPU; 0: torch's own choice"),
@@ -227,7 +227,7 @@ def run(options: dict[str, str]) -> int:
     threads = whole_number("threads", options["threads"], least=0)
     choose("device", options["device"], ("auto", "cpu", "cuda"))
     choose("dtype", options["dtype"], ("float32", "bfloat16", "float16"))
-    choose("peers", options["peers"], ("none", "all"))
+    choose("peers", options["peers"], ("none", "all", "only"))
 
     import torch
 
@@ -236,7 +236,8 @@ def run(options: dict[str, str]) -> int:
 
     names = [choose("attn", name, list(ZOO)) for name in options["attn"].split(",")] if options["attn"] else list(ZOO)
     names = [YARDSTICK, *(name for name in names if name != YARDSTICK)]
-    groups = [[(name, CORE) for name in names], *(peers_of(names) if options["peers"] == "all" else [])]
+    groups = [] if options["peers"] == "only" else [[(name, CORE) for name in names]]
+    groups += [] if options["peers"] == "none" else peers_of(names)
     device = pick_device(options["device"])
     if threads:
         torch.set_num_threads(threads)
@@ -270,7 +271,7 @@ def peers_of(names: Sequence[str]) -> list[list[tuple[str, str]]]:
         theirs = [peer for peer in PEERS if peer.attn == name]
         for peer in theirs:
             if not peer.installed:
-                raise WordError(f"peers=all needs {peer.package}, which is not installed: make peers")
+                raise WordError(f"this needs {peer.package}, which is not installed: make peers")
         if theirs:
             groups.append([(name, LAYER), *((name, peer.package) for peer in theirs)])
     return groups

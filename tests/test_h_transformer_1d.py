@@ -154,10 +154,10 @@ def test_autocast_changes_nothing_inside() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_operator_is_registered_as_torch_wants_it(masked: bool) -> None:
-    qkv = [x.float().detach().requires_grad_() for x in inputs(33)]
+    q, k, v = (x.float().detach().requires_grad_() for x in inputs(33))
     mask = ragged(33) if masked else None
-    torch.library.opcheck(hierarchical_attention, (*qkv, mask, 4))
-    assert hierarchical_attention(*qkv, mask, 4)[0].shape == (BATCH, HEADS, 33, DIM)
+    torch.library.opcheck(torch.ops.zoo.hierarchical_attention.default, (q, k, v, mask, 4))
+    assert hierarchical_attention(q, k, v, mask, 4).shape == (BATCH, HEADS, 33, DIM)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 7, 2.0, True, "16"])

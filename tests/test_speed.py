@@ -45,7 +45,7 @@ def test_speed_writes_a_row_per_attention_and_length(tmp_path: Path, capsys: pyt
         ("lengths=12,x", "error: lengths=x must be an integer of at least 1"),
         ("repeats=0", "error: repeats=0 must be an integer of at least 1"),
         ("attn=mra3", "error: attn=mra3 is not one of softmax, "),
-        ("peers=some", "error: peers=some is not one of none, all"),
+        ("peers=some", "error: peers=some is not one of none, all, only"),
         ("length=12", "error: unknown key 'length'"),
     ],
 )

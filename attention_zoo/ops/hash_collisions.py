@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Slots of a chunk, a power of two. A bucket's pairs cost about as much as its D x D matrices where it fills one chunk.
-CHUNK = 32
+CHUNK = 16
 
 torch.library.define(
     "zoo::hash_collisions",
@@ -91,10 +91,11 @@ def _buckets(codes: Tensor, buckets: int) -> Tensor:
 
 def _items(of_token: Tensor, buckets: int) -> _Items:
     heads, length, functions = of_token.shape
-    bucket, column = of_token.mT.reshape(-1, length).sort(dim=-1, stable=True)  # (R, N)
+    # One stable sort of all rows, a radix sort on a CPU: the numbers of the buckets rise from row to row.
+    bucket, item = of_token.mT.flatten().sort(stable=True)
+    column = (item % length).view(-1, length)  # (R, N)
     first = length * torch.arange(heads, device=bucket.device)[:, None, None]
     token = (column.view(heads, functions, length) + first).flatten()
-    bucket = bucket.flatten()
     number = bucket.new_zeros(heads * functions * (buckets + 1)).scatter_add_(0, bucket, torch.ones_like(bucket))
     return _Items(bucket, token, column, number, number.cumsum(0) - number)
 
@@ -158,7 +159,7 @@ def _layout(queries: _Items, keys: _Items, buckets: int, functions: int) -> _Lay
 def _parts(codes: Tensor, buckets: int) -> Iterator[tuple[slice, slice]]:
     """Slices of heads and functions, so that the items and buckets of one part stay in a CPU's cache, or in bounds."""
     heads, length, functions = codes.shape
-    rows = max(1, (2**14 if codes.device.type == "cpu" else 2**22) // max(length, buckets))
+    rows = max(1, (2**16 if codes.device.type == "cpu" else 2**22) // max(length, buckets))
     for head in range(0, heads, max(1, rows // functions)):
         for function in range(0, functions, rows):
             yield slice(head, head + max(1, rows // functions)), slice(function, function + rows)
@@ -197,15 +198,21 @@ def _reference_backward(
     block = place >> torch.arange(CHUNK.bit_length(), device=v.device)[:, None]  # (levels, CHUNK)
     together = (block[:, :, None] == block[:, None, :]).to(v.dtype).flatten(0, 1)  # (levels * CHUNK, CHUNK)
 
+    # Side by side, what is gathered together.
+    d_out_q, v_k = torch.cat([d_out, q], -1), torch.cat([v, k], -1)
+    space = _Space(v)
+
     for part, functions in _parts(q_codes, buckets):
         of_query, of_key = (_buckets(codes[part, :, functions], buckets) for codes in (q_codes, k_codes))
         queries, keys = _items(of_query, buckets), _items(of_key, buckets)
         d_v[part] += _sums(d_out[part], queries, of_key, buckets)
 
         at = _layout(queries, keys, buckets, of_query.shape[2])
-        upstream, query = (_chunks(x[part], at.q_token) for x in (d_out, q))  # (P / CHUNK, CHUNK, D)
-        value, key = (_chunks(x[part], at.k_token) for x in (v, k))
-        rows_q, rows_k = (v.new_zeros(len(at.level) + 1, dim) for _ in range(2))
+        places = len(at.level)
+        upstream, query = _chunks(d_out_q[part], at.q_token, space.take(0, places, 2 * dim)).split(dim, -1)
+        value, key = _chunks(v_k[part], at.k_token, space.take(1, places, 2 * dim)).split(dim, -1)  # (C, CHUNK, D)
+        rows_q, rows_k = (space.take(number, places + 1, dim) for number in (2, 3))
+        rows_q[-1] = rows_k[-1] = 0
         to_query, to_key = (rows[:-1].unflatten(0, (-1, CHUNK)) for rows in (rows_q, rows_k))
 
         large, small = slice(None, at.chunks), slice(at.chunks, None)
@@ -215,7 +222,8 @@ def _reference_backward(
         torch.bmm(value[large], matrices, out=to_key[large])
 
         row = at.level.view(-1, CHUNK)[small] * CHUNK + place
-        pairs = torch.bmm(upstream[small], value[small].mT.contiguous())  # (chunks, CHUNK, CHUNK)
+        pairs = space.take(4, places - at.chunks * CHUNK, CHUNK).unflatten(0, (-1, CHUNK))  # (chunks, CHUNK, CHUNK)
+        torch.bmm(upstream[small], value[small].mT, out=pairs)
         pairs.mul_(together.index_select(0, row.flatten()).view_as(pairs))
         torch.bmm(pairs, key[small], out=to_query[small])
         torch.bmm(pairs.mT, query[small], out=to_key[small])
@@ -226,9 +234,23 @@ def _reference_backward(
     return d_q.mul_(slope / count), d_k.mul_(slope / count), d_v.div_(count)
 
 
-def _chunks(x: Tensor, token: Tensor) -> Tensor:
-    """The rows of x (heads, N, D) at every place: (P / CHUNK, CHUNK, D), 0 where there is no token."""
-    return F.pad(x.flatten(0, 1), (0, 0, 0, 1)).index_select(0, token).unflatten(0, (-1, CHUNK))
+class _Space:
+    """Memory that the parts of a backward take in turn: fresh pages cost more than what is done with them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.flat = [like.new_empty(0) for _ in range(5)]
+
+    def take(self, number: int, rows: int, columns: int) -> Tensor:
+        """(rows, columns), with whatever was there before."""
+        if self.flat[number].numel() < rows * columns:
+            self.flat[number] = self.flat[number].new_empty(rows * columns + rows * columns // 8)
+        return self.flat[number][: rows * columns].view(rows, columns)
+
+
+def _chunks(x: Tensor, token: Tensor, into: Tensor) -> Tensor:
+    """The rows of x (heads, N, C) at every place: (P / CHUNK, CHUNK, C), 0 where there is no token."""
+    torch.index_select(F.pad(x.flatten(0, 1), (0, 0, 0, 1)), 0, token, out=into)
+    return into.unflatten(0, (-1, CHUNK))
 
 
 def _over_buckets(matrices: Tensor, start: Tensor) -> Tensor:

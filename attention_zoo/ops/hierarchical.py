@@ -23,15 +23,30 @@ from torch import Tensor
 LN2 = math.log(2.0)
 
 
-@torch.library.custom_op("zoo::hierarchical_attention", mutates_args=())
-def hierarchical_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """out (B, H, N, D) in v's dtype, and log2 of each group's total weight (B, H, T), for the backward alone.
+torch.library.define(
+    "zoo::hierarchical_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, int block_size) -> (Tensor out, Tensor lse)",
+)
+torch.library.define(
+    "zoo::hierarchical_attention_backward",
+    "(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor? mask, int block_size, Tensor out, Tensor lse)"
+    " -> (Tensor d_q, Tensor d_k, Tensor d_v)",
+)
+
+
+def hierarchical_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
+    """(B, H, N, D) in v's dtype.
 
     q, k, v (B, H, N, D), mask (B, N) bool or None; block_size is even. Padded rows of q, k, v must be 0; the output
     there is finite. Computed in float32, or float64 for float64. Only first derivatives exist.
     """
+    out, _ = torch.ops.zoo.hierarchical_attention(q, k, v, mask, block_size)
+    return out
+
+
+@torch.library.impl("zoo::hierarchical_attention", "CompositeExplicitAutograd")
+def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int) -> tuple[Tensor, Tensor]:
+    """Beside the output log2 of each group's total weight (B, H, T), for the backward alone."""
     out = torch.empty_like(v)
     parts = []
     for part, row in _parts(q, mask, block_size):
@@ -55,8 +70,8 @@ def hierarchical_attention(
     return out, torch.cat(parts)
 
 
-@torch.library.custom_op("zoo::hierarchical_attention_backward", mutates_args=())
-def _backward(
+@torch.library.impl("zoo::hierarchical_attention_backward", "CompositeExplicitAutograd")
+def _reference_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With p = exp(logit - lse) and sums over groups: dv = p^T d_out, d_logit = p * (d_out v^T - d_out.out)."""
@@ -76,14 +91,16 @@ def _backward(
                 torch.mul(left, first, out=x.flatten(2, 3)[:, :, coarse]).addcmul_(right, second)
         queries, keys, values = row.means(q[part], k[part], v[part])
         weights = _inner(row.logits(queries, keys).sub_(here[..., None]).exp2_())  # (G, b, 3 b)
-        d_queries, d_keys, d_values = rows = row.empty(3, q.shape[-1])
+        (d_values,) = row.empty(1, q.shape[-1])
         _spread(weights, _inner(upstream), 1.0, d_values)
         d_logits = torch.bmm(_inner(upstream), _windows(values).mT).sub_(_inner(shift)).mul_(weights)
         scale = 1 / math.sqrt(q.shape[-1])
+        # Two rows have served their purpose; the ends of both are 0.
+        d_queries, d_keys = upstream, values
         _inner(d_queries).baddbmm_(d_logits, _windows(keys), beta=0, alpha=scale)
         _spread(d_logits, _inner(queries), scale, d_keys)
-        for x, into in zip(row.totals(rows), grads, strict=True):
-            into[part] = x
+        for x, into in zip((d_queries, d_keys, d_values), grads, strict=True):
+            into[part] = row.totals(x)
     return grads[0], grads[1], grads[2]
 
 
@@ -146,14 +163,14 @@ class _Row:
         rows[:, :, :, self.near :] *= self.shares
         return rows
 
-    def totals(self, rows: Tensor) -> Tensor:
-        """The gradients of the tokens (R, B, H, N, D) from those of the groups' means."""
-        rows[:, :, :, self.near :] *= self.shares
-        flat = rows.flatten(3, 4)
+    def totals(self, row: Tensor) -> Tensor:
+        """The gradients of the tokens (B, H, N, D) from those of the groups' means."""
+        row[:, :, self.near :] *= self.shares
+        flat = row.flatten(2, 3)
         for fine, coarse in reversed(self.steps):
-            for half in flat[:, :, :, fine].unflatten(3, (-1, 2)).unbind(4):
-                half.add_(flat[:, :, :, coarse])
-        return flat[:, :, :, self.tokens]
+            for half in self.halves(row, fine).unbind(3):
+                half.add_(flat[:, :, coarse])
+        return flat[:, :, self.tokens]
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(B, H, K, b, 3 b): the base-2 logits of each block's window; those of the first and last block are void."""
@@ -174,7 +191,7 @@ class _Row:
 def _parts(q: Tensor, mask: Tensor | None, block_size: int) -> Iterator[tuple[slice, _Row]]:
     """Split the examples so that the logits of one part stay in a CPU's cache."""
     batch, heads, length, _ = q.shape
-    elements = 2**20 if q.device.type == "cpu" else 2**28
+    elements = 2**21 if q.device.type == "cpu" else 2**28
     step = max(1, elements // (6 * heads * (length + block_size) * block_size))
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, batch, step):
@@ -202,15 +219,15 @@ def _spread(weights: Tensor, x: Tensor, scale: float, into: Tensor) -> None:
     blocks[2:].baddbmm_(right.mT, x, alpha=scale)
 
 
-@hierarchical_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("zoo::hierarchical_attention")
+def _fake(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int) -> tuple[Tensor, Tensor]:
     row = _Row(q, None, block_size)
     lse = q.new_empty(*q.shape[:2], row.blocks, block_size, dtype=row.dtype)
     return torch.empty_like(v), lse
 
 
-@_backward.register_fake
-def _(
+@torch.library.register_fake("zoo::hierarchical_attention_backward")
+def _fake_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, block_size: int, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
@@ -222,9 +239,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(q, k, v, mask, *output)
 
 
-def _gradients(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, mask, out, lse = ctx.saved_tensors
-    return *_backward(d_out, q, k, v, mask, ctx.block_size, out, lse), None, None
+    grads = torch.ops.zoo.hierarchical_attention_backward(d_out, q, k, v, mask, ctx.block_size, out, lse)
+    return *grads, None, None
 
 
-hierarchical_attention.register_autograd(_gradients, setup_context=_setup_context)
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("zoo::hierarchical_attention has first derivatives only")
+
+
+torch.library.register_autograd("zoo::hierarchical_attention", _backward, setup_context=_setup_context)
+torch.library.register_autograd("zoo::hierarchical_attention_backward", _no_second_derivative)

@@ -33,6 +33,9 @@ class Performer(Attention):
         self.features = whole("features", features, least=1)
         self.register_buffer("directions", orthogonal_features(features, head_dim))  # (M, D)
 
+    def kernel(self, device: torch.device) -> str:
+        return "reference"
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dtype = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):

@@ -60,6 +60,9 @@ class Reformer(Attention):
         """(rounds, H, D, buckets / 2): R of each round and head."""
         return torch.randn(self.rounds, self.heads, self.head_dim, self.buckets // 2, device=device)
 
+    def kernel(self, device: torch.device) -> str:
+        return "reference"
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, length, dim = q.shape
         chunk = min(self.chunk, length)

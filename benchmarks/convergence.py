@@ -181,10 +181,11 @@ def draw(rows: Sequence[Row], file: Path) -> None:
                 x = [row.share if kind == "choosing" else row.value for row in mine]
                 label = f"{name} ({mine[0].parameter})"
                 style = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i // 4 % len(DASHES)]}
-                axes.plot(x, [max(row.error, 1e-7) for row in mine], label=label, marker="o", markersize=2.5, **style)
+                axes.plot(x, [row.error for row in mine], label=label, marker="o", markersize=2.5, **style)
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
-            axes.legend(fontsize=7.5)
+        left.legend(fontsize=7.5, ncol=2)
+        left.set_ylim(0, 1.35 * max(row.error for row in rows if row.kind == "choosing"))
+        right.set_yscale("log")
         left.set_title("Chosen: relative error to softmax attention")
         left.set_xlabel("share of the budget at which it is softmax")
         right.set_title("Drawn: relative error to what is estimated")

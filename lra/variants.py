@@ -20,7 +20,8 @@ KEYS = {"write": ("", "a Markdown file whose table of variants is written anew, 
 
 # The four facts of a variant's docstring: what it is, whose it is, what it costs, where it deviates.
 FACTS = re.compile(
-    r"(?P<what>.+?)\n\n(?P<authors>[^\"]+?), \"(?P<title>.+?)\", (?P<year>\d{4})(?P<rest>.*?)\.\s+(?P<url>https://\S+)"
+    r"(?P<what>.+?)\n\n.*?(?P<authors>[A-Z][\w-]+ (?:et al\.|& [A-Z][\w-]+)), \"(?P<title>.+?)\", (?P<year>\d{4})"
+    r".*?(?P<url>https://\S+)"
     r".*?\bCosts? (?P<cost>O\(.+?)(?= for | beside |[.;:] |\.$|$)",
     re.DOTALL,
 )
@@ -50,7 +51,9 @@ def facts(document: str) -> Facts:
     """The facts of a class docstring; ValueError where it does not have the form."""
     found = FACTS.search(re.sub(r"\n +", "\n", document).replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n"))
     if found is None:
-        raise ValueError('a variant\'s docstring: what it is; authors, "title", year. https://...; "Cost O(...)"')
+        raise ValueError(
+            'a variant\'s docstring: what it is; "Author et al., "title", year. https://..."; "Cost O(...)"'
+        )
     return Facts(*(found[part] for part in Facts._fields))
 
 
@@ -66,8 +69,10 @@ def in_tokens(value: Any, seq_len: int) -> str:
     """A number as a multiple of N where it is one."""
     if isinstance(value, (list, tuple)):
         return f"({', '.join(in_tokens(part, seq_len) for part in value)})"
-    if isinstance(value, bool) or not isinstance(value, int) or value < seq_len or value % seq_len:
+    if isinstance(value, bool) or not isinstance(value, int) or value < seq_len or value % seq_len > 1:
         return str(value)
+    if value % seq_len:
+        return f"{in_tokens(value - 1, seq_len)} + 1"
     return "N" if value == seq_len else f"{value // seq_len} N"
 
 

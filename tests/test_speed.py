@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import Row, main
+from benchmarks.tables import main as tables
+from benchmarks.tables import written
 
 
 def test_the_growth_is_to_the_step_at_half_the_length(tmp_path: Path) -> None:
@@ -54,3 +56,16 @@ def test_a_wrong_word_is_answered_in_one_line(word: str, answer: str, capsys: py
     said = capsys.readouterr().err
     assert said.startswith(answer)
     assert said.count("\n") == 1
+
+
+def test_the_page_of_speed_has_the_tables_of_the_measured_files() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "speed.md").read_text()
+    assert written(page) == page, "make bench name=tables"
+
+
+def test_a_page_without_marks_is_answered_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    assert tables([f"page={page}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert page.read_text() == "no marks"

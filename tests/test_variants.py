@@ -33,6 +33,7 @@ def test_a_docstring_says_what_it_is_whose_it_is_and_what_it_costs(name: str) ->
     assert 1950 < int(found.year) < 2100
     assert found.cost.startswith("O(")
     assert len(found.what) < 160
+    assert len(found.authors) < 30
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,8 @@ def test_a_docstring_says_what_it_is_whose_it_is_and_what_it_costs(name: str) ->
         (None, "none"),
         ({}, "always"),
         ({"rank": 64, "window": 128}, "`rank` = N, `window` = 2 N"),
-        ({"blocks": 65}, "`blocks` = 65"),
+        ({"blocks": 63}, "`blocks` = 63"),
+        ({"blocks": 129}, "`blocks` = 2 N + 1"),
         ({"budgets": (64, 3)}, "`budgets` = (N, 3)"),
     ],
 )

@@ -253,7 +253,7 @@ def test_a_checkpoint_of_other_data_is_refused(trainer: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("attn", "line"),
     [
-        ({"name": "mra3"}, r"attn\.name=mra3 is not one of .*did you mean 'mra2'"),
+        ({"name": "mra_2"}, r"attn\.name=mra_2 is not one of .*did you mean 'mra2'"),
         ({"name": "mra2", "blok_size": 3}, r"attn\.blok_size: mra2 takes .*did you mean 'block_size'"),
         ({"name": "mra2", "block_size": 0}, r"attn=mra2: .*block_size"),
         ({"name": "softmax", "block_size": 8}, r"attn\.block_size: softmax takes dropout"),

@@ -31,6 +31,8 @@ def command(folder: Path, *words: str) -> list[str]:
     chosen = dict(
         word.partition("=")[::2] for word in (*TINY, f"data_dir={folder / 'data'}", f"run_dir={folder / 'run'}", *words)
     )
+    if not chosen.get("attn", "mra2").startswith("mra2"):
+        del chosen["attn.block_size"]
     return [sys.executable, "-m", "lra.train", *(f"{key}={value}" for key, value in chosen.items())]
 
 

@@ -19,10 +19,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def start_and_signal(folder: Path, signum: int, line: str) -> tuple[int, str]:
+def start_and_signal(folder: Path, signum: int, line: str, *words: str) -> tuple[int, str]:
     """Start the run, send a signal the moment it prints a line with `line` in it; exit code and what it printed."""
     with subprocess.Popen(
-        command(folder), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(folder, *words), cwd=folder, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
         assert process.stdout
         seen = ""
@@ -69,6 +70,18 @@ def test_a_signal_saves_everything_and_exits_with_its_code(
     again = train(tmp_path)
     assert f"going on from step {stopped['steps']}" in again.stdout
     assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_what_training_draws_at_random_is_drawn_again_after_a_kill(tmp_path: Path) -> None:
+    """YOSO's hash functions are new in every step, and a resumed step has those of the step that was killed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    train(whole, "attn=yoso", "attn.bits=3")
+    code, seen = start_and_signal(killed, signal.SIGKILL, "step 21/40", "attn=yoso", "attn.bits=3")
+    assert code == -signal.SIGKILL, seen
+    train(killed, "attn=yoso", "attn.bits=3")
+    assert_same_run(killed / "run", whole / "run")
 
 
 def test_a_signal_during_evaluation_repeats_the_evaluation(tmp_path: Path, undisturbed: Path) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .base import Attention, whole
 from .functional import orthogonal_features
+from .ops.precision import LN2
 
-# exp2 and base-2 exponents throughout: torch's exp on a CPU is up to 200 times slower where it underflows.
-LN2 = math.log(2.0)
 # Features of one part of the heads: on a CPU about its cache.
 PART = {"cpu": 2**20}
 

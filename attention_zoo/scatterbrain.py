@@ -10,9 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .base import Attention, whole
 from .functional import orthogonal_features
+from .ops.precision import LN2
 
-# exp2 and base-2 exponents throughout: torch's exp on a CPU is up to 200 times slower where it underflows.
-LN2 = math.log(2.0)
 SHORTEST = 16  # tokens of a block, at least
 GROUP = 16  # blocks that a triangular matrix sums at once
 # Features and weights of one part of the heads: on a CPU about its cache.

@@ -19,15 +19,13 @@ out 0 and lse -inf. Every result repeats bit for bit. Only first derivatives exi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# exp2 and base-2 logits throughout: torch's exp on a CPU is up to 200 times slower where it underflows.
-LN2 = math.log(2.0)
+from .precision import LN2, without_autocast
 
 torch.library.define(
     "zoo::block_sparse_attention",
@@ -159,22 +157,8 @@ def _logits(q: Tensor, k_t: Tensor, keep: Tensor | None, at: _Heads) -> Tensor:
     return torch.baddbmm(_pick(keep, at.part, at.key), q, _pick(k_t, at.part, at.key))
 
 
-Result = TypeVar("Result")
-
-
-def _without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Autocast would reach into the reference and turn its float32 products into products of half precision."""
-
-    @wraps(function)
-    def call(first: Tensor, *rest: Any) -> Result:
-        with torch.autocast(first.device.type, enabled=False):
-            return function(first, *rest)
-
-    return call
-
-
 @torch.library.impl("zoo::block_sparse_attention", "CompositeExplicitAutograd")
-@_without_autocast
+@without_autocast
 def _reference(
     q: Tensor,
     k: Tensor,
@@ -229,7 +213,7 @@ def _reference(
 
 
 @torch.library.impl("zoo::block_sparse_attention_backward", "CompositeExplicitAutograd")
-@_without_autocast
+@without_autocast
 def _reference_backward(
     d_out: Tensor,
     d_lse: Tensor,

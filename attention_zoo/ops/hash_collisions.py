@@ -25,13 +25,14 @@ at a time, as `_Layout` explains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .precision import without_autocast
 
 # Slots of a chunk, a power of two. A bucket's pairs cost about as much as its D x D matrices where it fills one chunk.
 CHUNK = 16
@@ -165,20 +166,8 @@ def _parts(codes: Tensor, buckets: int) -> Iterator[tuple[slice, slice]]:
             yield slice(head, head + max(1, rows // functions)), slice(function, function + rows)
 
 
-Result = TypeVar("Result")
-
-
-def _without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
-    @wraps(function)
-    def call(first: Tensor, *rest: Any) -> Result:
-        with torch.autocast(first.device.type, enabled=False):
-            return function(first, *rest)
-
-    return call
-
-
 @torch.library.impl("zoo::hash_collisions", "CompositeExplicitAutograd")
-@_without_autocast
+@without_autocast
 def _reference(q: Tensor, k: Tensor, v: Tensor, q_codes: Tensor, k_codes: Tensor, buckets: int, slope: float) -> Tensor:
     out = torch.zeros_like(v, memory_format=torch.contiguous_format)
     for part, functions in _parts(q_codes, buckets):
@@ -188,7 +177,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, q_codes: Tensor, k_codes: Tensor
 
 
 @torch.library.impl("zoo::hash_collisions_backward", "CompositeExplicitAutograd")
-@_without_autocast
+@without_autocast
 def _reference_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, q_codes: Tensor, k_codes: Tensor, buckets: int, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# exp2 and base-2 logits throughout: torch's exp on a CPU is up to 200 times slower where it underflows.
-LN2 = math.log(2.0)
+from .precision import LN2
 
 
 def local_attention(

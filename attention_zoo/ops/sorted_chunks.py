@@ -27,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# exp2 and base-2 logits: torch's exp on a CPU is up to 200 times slower where it underflows.
-LN2 = math.log(2.0)
+from .precision import LN2
 
 torch.library.define(
     "zoo::sorted_chunks_attention",

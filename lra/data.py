@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,10 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from lra.tasks.base import Task
+
 SCHEMA = 1
+PIECE_BYTES = 16 << 20
 SPLITS = ("train", "val", "test")
 DTYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("u1"),
@@ -64,15 +68,28 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # (B,) int64
 
 
-def folder(data_dir: str | Path, task: str, source: str, version: str) -> Path:
+def folder(data_dir: str | Path, task: Task, source: str) -> Path:
     """Where a data set lives."""
-    return Path(data_dir) / f"{task}-{source}" / version
+    return Path(data_dir) / f"{task.name}-{task.config(source)}" / task.version
+
+
+def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in consecutive pieces of up to 16 MB; of a mapped one, no more than a piece stays in memory."""
+    rows = max(PIECE_BYTES * len(array) // max(array.nbytes, 1), 1)
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+        if isinstance(base, mmap.mmap):
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def content_sha256(array: np.ndarray) -> str:
     """Hex sha256 of an array's dtype, shape and bytes: the same for the same content in any file."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
+    for piece in pieces(array):
+        digest.update(np.ascontiguousarray(piece).data)
     return digest.hexdigest()
 
 
@@ -85,17 +102,17 @@ def identity_sha256(splits: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def load(data_dir: str | Path, task: str, source: str, version: str) -> Data:
+def load(data_dir: str | Path, task: Task, source: str) -> Data:
     """Map a prepared data set into memory and check that it is whole, without reading all of it.
 
     Raises DataMissing where there is none, ValueError naming the file where one is broken or not of this harness.
     """
-    command = f"make data task={task} task.source={source} data_dir={data_dir}"
-    path = folder(data_dir, task, source, version)
+    command = f"make data {task.words(source)} data_dir={data_dir}"
+    path = folder(data_dir, task, source)
     if not path.exists():
-        raise DataMissing(f"{task} ({source}) is not prepared in {path}: run {command}")
+        raise DataMissing(f"{task.name} ({task.config(source)}) is not prepared in {path}: run {command}")
     try:
-        manifest = _manifest(path / "manifest.json", task, source, version)
+        manifest = _manifest(path / "manifest.json", task, source)
         return Data(manifest, *(_split(path, name, manifest) for name in SPLITS))
     except _Broken as error:
         raise ValueError(f"{error}: delete {path} and run {command}") from error
@@ -105,10 +122,12 @@ class _Broken(Exception):
     """A file is not what it should be; the message names it."""
 
 
-def _manifest(file: Path, task: str, source: str, version: str) -> dict[str, Any]:
+def _manifest(file: Path, task: Task, source: str) -> dict[str, Any]:
+    expected = {"schema": SCHEMA, "task": task.name, "source": source, "options": task.options, "version": task.version}
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        found = {key: manifest[key] for key in ("schema", "task", "source", "version")}
+        # Where a task has no options, a manifest need not say so.
+        manifest = {"options": {}, **json.loads(file.read_text(encoding="utf-8"))}
+        found = {key: manifest[key] for key in expected}
         splits = [manifest["splits"][split] for split in SPLITS]
         numbers = [manifest["classes"], manifest["max_len"]]
         numbers += [split[key] for split in splits for key in ("examples", "documents", "tokens")]
@@ -122,7 +141,6 @@ def _manifest(file: Path, task: str, source: str, version: str) -> dict[str, Any
         raise _Broken(f"{file} is not a manifest of this harness") from error
     if not all(type(number) is int for number in numbers) or not all(type(text) is str for text in texts):
         raise _Broken(f"{file} is not a manifest of this harness")
-    expected = {"schema": SCHEMA, "task": task, "source": source, "version": version}
     if found != expected:
         raise _Broken(f"{file} says {found}, expected {expected}")
     return manifest

@@ -13,19 +13,19 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from lra import data
 from lra.files import sync_folder
-from lra.tasks import TASKS
-from lra.tasks.base import Reading, Task, builder
-from lra.words import WordError, choose, parse
+from lra.tasks import TASKS, task
+from lra.tasks.base import Place, Reading, Task, builder, pair_builder, parts
+from lra.words import WordError, parse
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -48,32 +48,36 @@ class Mismatch(Exception):
     """Arrays do not have the content that their manifest records."""
 
 
-def prepare(task: str, source: str, data_dir: str | Path) -> Path:
+def prepare(facts: Task, source: str, data_dir: str | Path) -> Path:
     """Write the data set of a task's source below `data_dir`, unless it is there, and return its folder.
 
     Raises ValueError where the source or what is in the folder is not as it should be, OSError where the disk fails.
     """
-    facts, data_dir = TASKS[task], Path(data_dir)
-    path = data.folder(data_dir, task, source, facts.version)
+    data_dir = Path(data_dir)
+    path = data.folder(data_dir, facts, source)
     if _is_there(facts, source, data_dir):
         return path
     facts.require(source, data_dir / "manual")
     data_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(data_dir / f".{task}-{source}.lock", f"{task} ({source})"):
+    with _alone(data_dir / f".{facts.name}-{facts.config(source)}.lock", _called(facts, source)):
         # Another preparation may have finished while this one waited.
         if not _is_there(facts, source, data_dir):
             _build(facts, source, data_dir, path)
     return path
 
 
-def _is_there(task: Task, source: str, data_dir: Path) -> bool:
+def _called(facts: Task, source: str) -> str:
+    return f"{facts.name} ({facts.config(source)})"
+
+
+def _is_there(facts: Task, source: str, data_dir: Path) -> bool:
     """Say so where the data set is prepared; a broken one is a ValueError."""
     try:
-        manifest = data.load(data_dir, task.name, source, task.version).manifest
+        manifest = data.load(data_dir, facts, source).manifest
     except data.DataMissing:
         return False
-    path = data.folder(data_dir, task.name, source, task.version)
-    print(f"{task.name} ({source}) is prepared in {path}: {_summary(manifest)}")
+    path = data.folder(data_dir, facts, source)
+    print(f"{_called(facts, source)} is prepared in {path}: {_summary(manifest)}")
     return True
 
 
@@ -89,24 +93,27 @@ def _alone(file: Path, what: str) -> Iterator[None]:
         yield
 
 
-def _build(task: Task, source: str, data_dir: Path, path: Path) -> None:
+def _build(facts: Task, source: str, data_dir: Path, path: Path) -> None:
     start = time.monotonic()
-    partial = data_dir / f".{task.name}-{source}-{task.version}.partial"
-    records = data_dir / "tfds" / f"lra_{task.name}" / source
+    called = f"{facts.name}-{facts.config(source)}-{facts.version}"
+    partial, scratch = data_dir / f".{called}.partial", data_dir / f".{called}.scratch"
+    names = (f"lra_{facts.name}", f"lra_{facts.name}_documents")
+    records = [data_dir / "tfds" / name / facts.config(source) for name in names]
     # What a killed preparation left, and records that may be of another source file than the one read now.
-    _remove(partial, records)
+    _remove(partial, scratch, *records)
     try:
-        with _progress(f"preparing {task.name} ({source}): opening the source", None):
-            reading = task.read(source, data_dir / "manual")
-        built = _records(task, source, reading, data_dir / "tfds")
-        manifest = _write(task, source, reading, built, partial)
+        scratch.mkdir()
+        reading = facts.read(source, Place(data_dir / "manual", scratch, _progress))
+        manifest = _write(facts, source, reading, data_dir / "tfds", partial)
         path.parent.mkdir(exist_ok=True)
         partial.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        _remove(partial, records)
+        _remove(partial, *records)
         raise
-    print(f"{task.name} ({source}) prepared in {path}, {time.monotonic() - start:.1f} s: {_summary(manifest)}")
+    finally:
+        _remove(scratch)
+    print(f"{_called(facts, source)} prepared in {path}, {time.monotonic() - start:.1f} s: {_summary(manifest)}")
 
 
 def _remove(*folders: Path) -> None:
@@ -115,46 +122,49 @@ def _remove(*folders: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _records(task: Task, source: str, reading: Reading, folder: Path) -> tfds.core.DatasetBuilder:
-    """Build the TFDS records of a source."""
+def _records(built: tfds.core.DatasetBuilder) -> None:
+    """Let TFDS write the records of a builder."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    try:
+        # TFDS announces a download, of unknown size, on stdout.
+        with redirect_stdout(io.StringIO()):
+            built.download_and_prepare(download_config=config)
+    except RuntimeError as error:
+        # How array_record reports a disk that is full or fails.
+        raise OSError(" ".join(str(error).split())) from error
+
+
+def _write(facts: Task, source: str, reading: Reading, records: Path, folder: Path) -> dict[str, Any]:
+    """Write a reading as records of TFDS, and these as arrays and a manifest in `folder`, on disk when this returns."""
     with _progress("making examples", sum(reading.counts.values())) as advance:
-        built = builder(task, source, reading, folder, advance)
-        try:
-            # TFDS announces a download, of unknown size, on stdout.
-            with redirect_stdout(io.StringIO()):
-                built.download_and_prepare(download_config=config)
-        except RuntimeError as error:
-            # How array_record reports a disk that is full or fails.
-            raise OSError(" ".join(str(error).split())) from error
-    return built
-
-
-def _write(task: Task, source: str, reading: Reading, built: tfds.core.DatasetBuilder, folder: Path) -> dict[str, Any]:
-    """Turn records into arrays and a manifest in `folder`, on disk when this returns; the manifest."""
+        documents = builder(facts, source, reading, records, advance)
+        _records(documents)
+    pairs = None
+    if reading.pairs is not None:
+        pairs = pair_builder(facts, source, reading, records)
+        _records(pairs)
     folder.mkdir()
     splits = {}
     with _progress("writing arrays", sum(reading.counts.values())) as advance:
         for name, tfds_name in TFDS_SPLITS.items():
-            split = _arrays(built.as_data_source(split=tfds_name), reading.counts[tfds_name], advance)
-            for key, array in split._asdict().items():
-                if array is not None:
-                    with (folder / f"{name}.{key}.npy").open("wb") as file:
-                        np.save(file, array)
-                        file.flush()
-                        os.fsync(file.fileno())
-            splits[name] = _facts(split, task.classes)
+            held = parts(facts, tfds_name, reading.counts[tfds_name])
+            _write_documents(documents, held, folder, name, advance)
+            if pairs is not None and reading.pairs is not None:
+                _write_pairs(pairs, tfds_name, len(reading.pairs[tfds_name].labels), folder, name)
+            splits[name] = _facts(_written(folder, name), facts.classes)
     manifest = {
         "schema": data.SCHEMA,
-        "task": task.name,
+        "task": facts.name,
         "source": source,
-        "version": task.version,
-        "vocabulary": list(task.vocabulary),
-        "classes": task.classes,
-        "max_len": task.max_len,
+        "options": facts.options,
+        "version": facts.version,
+        "kind": facts.kind,
+        "vocabulary": list(facts.vocabulary),
+        "classes": facts.classes,
+        "max_len": facts.max_len,
         "provenance": reading.provenance,
         "splits": splits,
         "sha256": data.identity_sha256(splits),
@@ -167,17 +177,80 @@ def _write(task: Task, source: str, reading: Reading, built: tfds.core.DatasetBu
     return manifest
 
 
-def _arrays(records: Any, count: int, advance: Callable[[int], None]) -> data.Split:
-    """All records of one split, in order."""
-    documents: list[np.ndarray] = []
+def _write_documents(
+    built: tfds.core.DatasetBuilder, held: Mapping[str, int], folder: Path, name: str, advance: Callable[[int], None]
+) -> None:
+    """The documents of one split, in order, a few megabytes at a time."""
+    lengths: list[int] = []
     labels: list[int] = []
+    with _Growing(folder / f"{name}.tokens.npy", data.DTYPES["tokens"]) as tokens:
+        for part, count in held.items():
+            for block in _blocks(built, part, count):
+                tokens.append(np.concatenate([record["tokens"] for record in block]))
+                lengths += [len(record["tokens"]) for record in block]
+                labels += [record["label"] for record in block if "label" in record]
+                advance(len(block))
+    offsets = np.cumsum([0, *lengths], dtype=data.DTYPES["offsets"])
+    _save(folder / f"{name}.offsets.npy", offsets)
+    if labels:
+        _save(folder / f"{name}.labels.npy", np.array(labels, dtype=data.DTYPES["labels"]))
+
+
+def _write_pairs(built: tfds.core.DatasetBuilder, part: str, count: int, folder: Path, name: str) -> None:
+    """The examples of one split of pairs, in order."""
+    records = [record for block in _blocks(built, part, count) for record in block]
+    _save(folder / f"{name}.pairs.npy", np.array([record["pair"] for record in records], dtype=data.DTYPES["pairs"]))
+    _save(folder / f"{name}.labels.npy", np.array([record["label"] for record in records], dtype=data.DTYPES["labels"]))
+
+
+def _blocks(built: tfds.core.DatasetBuilder, part: str, count: int) -> Iterator[list[dict[str, Any]]]:
+    """The records of a TFDS split, in order."""
+    records = built.as_data_source(split=part)
     for start in range(0, count, RECORDS_PER_READ):
-        block = records.__getitems__(range(start, min(start + RECORDS_PER_READ, count)))
-        documents += [record["tokens"] for record in block]
-        labels += [record["label"] for record in block]
-        advance(len(block))
-    offsets = np.cumsum([0, *map(len, documents)], dtype=data.DTYPES["offsets"])
-    return data.Split(np.concatenate(documents), offsets, np.array(labels, dtype=data.DTYPES["labels"]))
+        yield records.__getitems__(range(start, min(start + RECORDS_PER_READ, count)))
+
+
+class _Growing:
+    """A .npy file of one axis that is written piece by piece."""
+
+    def __init__(self, file: Path, dtype: np.dtype[Any]) -> None:
+        self.file, self.dtype, self.length = file.open("wb"), dtype, 0
+
+    def __enter__(self) -> _Growing:
+        self._header()
+        return self
+
+    def append(self, array: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(array, dtype=self.dtype).data)
+        self.length += len(array)
+
+    def __exit__(self, *error: object) -> None:
+        self.file.seek(0)
+        self._header()
+        _sync(self.file)
+        self.file.close()
+
+    def _header(self) -> None:
+        """numpy leaves room for the first axis to grow, so that the header has one size."""
+        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, facts)
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    with file.open("wb") as out:
+        np.save(out, array)
+        _sync(out)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _written(folder: Path, name: str) -> data.Split:
+    """The arrays of one split as they are on disk, mapped into memory."""
+    files = {key: folder / f"{name}.{key}.npy" for key in data.DTYPES}
+    return data.Split(**{key: np.load(file, mmap_mode="r") for key, file in files.items() if file.exists()})
 
 
 def _facts(split: data.Split, classes: int) -> dict[str, Any]:
@@ -198,16 +271,26 @@ def _quantiles(split: data.Split) -> list[int]:
 
 
 @contextmanager
-def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` examples are done: a bar on a terminal, one plain line elsewhere."""
+def _progress(doing: str, total: int | None, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done, examples or bytes: a bar on a terminal, one plain line elsewhere."""
     if not sys.stdout.isatty():
-        print(doing if total is None else f"{doing}: {total:,}", flush=True)
+        size = f"{total or 0:,}" if not in_bytes else f"{(total or 0) / 1e6:,.0f} MB"
+        print(doing if total is None else f"{doing}: {size}", flush=True)
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )  # fmt: skip
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(file=sys.stdout), redirect_stdout=False) as bar:
         row = bar.add_task(doing, total=total)
         yield lambda count: bar.advance(row, count)
@@ -222,15 +305,14 @@ def _summary(manifest: dict[str, Any]) -> str:
     return f"{counts}, {tokens:,} tokens{cut}, sha256 {manifest['sha256'][:12]}"
 
 
-def doctor(task: str, source: str, data_dir: str | Path) -> None:
+def doctor(facts: Task, source: str, data_dir: str | Path) -> None:
     """Print what a sceptic asks first about a prepared data set, and check every array against its manifest.
 
     Raises Mismatch naming the arrays whose content is not the recorded one.
     """
-    facts = TASKS[task]
-    loaded = data.load(data_dir, task, source, facts.version)
+    loaded = data.load(data_dir, facts, source)
     manifest, splits = loaded.manifest, {name: getattr(loaded, name) for name in data.SPLITS}
-    print(f"# {task} ({source}) {facts.version} in {data.folder(data_dir, task, source, facts.version)}\n")
+    print(f"# {_called(facts, source)} {facts.version} in {data.folder(data_dir, facts, source)}\n")
     print(f"Identity: sha256 {manifest['sha256']}\nProvenance: {json.dumps(manifest.get('provenance'))}\n")
 
     lengths = [
@@ -319,12 +401,12 @@ def _stoppable() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    sources = "\n".join(f"  {name}: {', '.join(task.sources)}" for name, task in TASKS.items())
+    tasks = "\n".join(f"  {name}: {', '.join(kind.sources)}{_options(kind)}" for name, kind in TASKS.items())
     defaults = " ".join(f"{key}={value or TASKS[DEFAULTS['task']].sources[0]}" for key, value in DEFAULTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m lra.prepare",
         description="Prepare the data of a task, unless it is prepared already.",
-        epilog=f"tasks and their sources, the default first:\n{sources}\n\n"
+        epilog=f"tasks and their sources, the default first, with their options:\n{tasks}\n\n"
         "exit codes: 0 done; 1 the disk failed, or --doctor found other content than recorded;\n"
         "2 the words or the source files are wrong; 130 and 143 interrupted or terminated,\n"
         "with nothing half-written",
@@ -335,22 +417,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _options(kind: type[Task]) -> str:
+    return "".join(f"; task.{key}={value}" for key, value in kind.defaults().items())
+
+
+def _task(words: Sequence[str]) -> tuple[Task, str, str]:
+    """The task, source and data_dir that the words of the command line name."""
+    options = {f"task.{key}": "" for kind in TASKS.values() for key in kind.defaults()}
+    given = parse(words, DEFAULTS | options)
+    if not given["data_dir"]:
+        raise WordError("data_dir= names no folder")
+    chosen = {key.removeprefix("task."): value for key, value in given.items() if key.startswith("task.") and value}
+    facts = task({"name": given["task"], **chosen})
+    return facts, given["task.source"] or facts.sources[0], given["data_dir"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = _parser().parse_intermixed_args(argv)
     try:
         with _stoppable():
-            words = parse(arguments.words, DEFAULTS)
-            task = TASKS[choose("task", words["task"], list(TASKS))]
-            source = choose("task.source", words["task.source"] or task.sources[0], task.sources)
-            if not words["data_dir"]:
-                raise WordError("data_dir= names no folder")
-            (doctor if arguments.doctor else prepare)(task.name, source, words["data_dir"])
+            facts, source, data_dir = _task(arguments.words)
+            (doctor if arguments.doctor else prepare)(facts, source, data_dir)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: data_dir={words['data_dir']} cannot be used: {error}", file=sys.stderr)
+        print(f"error: data_dir={data_dir} cannot be used: {error}", file=sys.stderr)
         return 1
     except Mismatch as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer
 from lra.model import MultiHead, parameter_count
 from lra.progress import Display
 from lra.run import Failed, Run
+from lra.tasks import task
 from lra.tracker import Tracker, open_tracker, read_metrics
 from lra.words import WordError
 
@@ -64,7 +65,7 @@ def set_up(config: Config, run: Run) -> Trainer:
     dtype = machine.pick_dtype(config.train.dtype, device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    data = load(config.data_dir, config.task["name"], config.task["source"], str(config.task["version"]))
+    data = load(config.data_dir, task(config.task), config.task["source"])
     examples = len(data.train.labels)
     if examples < config.train.batch_size:
         raise WordError(f"train.batch_size={config.train.batch_size} must be at most the {examples} training examples")

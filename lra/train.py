@@ -23,7 +23,10 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lra.config import Config, deviations, flat, run_path
+from lra.data import folder
 from lra.run import Busy, Failed, Run
+from lra.tasks import task
+from lra.tasks.base import Task
 from lra.words import WordError, choose, explain, nearest
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -116,6 +119,7 @@ def start(words: DictConfig) -> None:
     from lra.tracker import TRACKERS
 
     choose("tracker", config.tracker, TRACKERS)
+    chosen = task(config.task)
     changed = deviations(plain, recipe)
     path = (
         Path(config.run_dir) if config.run_dir else run_path(Path("runs"), **choices, seed=config.seed, changed=changed)
@@ -125,7 +129,7 @@ def start(words: DictConfig) -> None:
         done = run.result()
         if done and done["status"] in ("finished", "diverged"):
             return report_done(run, done)
-        prepare_data(config)
+        prepare_data(config, config.task["source"], chosen)
         set_up_torch()
         # Here, so that neither a wrong word nor a finished run waits for torch.
         from lra.session import go
@@ -151,12 +155,11 @@ def report_done(run: Run, done: dict[str, Any]) -> None:
     print(f"{run.path} is finished: {score}; fresh=true runs it again")
 
 
-def prepare_data(config: Config) -> None:
+def prepare_data(config: Config, source: str, chosen: Task) -> None:
     """Run `python -m lra.prepare` where the data set is missing, in a process that leaves no trace in this one."""
-    task, source = config.task["name"], config.task["source"]
-    if (Path(config.data_dir) / f"{task}-{source}" / str(config.task["version"]) / "manifest.json").exists():
+    if (folder(config.data_dir, chosen, source) / "manifest.json").exists():
         return
-    words = [f"task={task}", f"task.source={source}", f"data_dir={config.data_dir}"]
+    words = [*chosen.words(source).split(), f"data_dir={config.data_dir}"]
     with subprocess.Popen([sys.executable, "-m", "lra.prepare", *words]) as preparing:
         try:
             code = preparing.wait()

@@ -29,10 +29,13 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops",
+    "lra.tasks": "tasks.base tasks.listops words",
     "lra.tasks.base": "",
-    "lra.tasks.listops": "tasks.base",
-    "lra.data": "",
+    "lra.tasks.draws": "",
+    "lra.tasks.archive": "tasks.base",
+    "lra.tasks.download": "tasks.archive tasks.base",
+    "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
+    "lra.data": "tasks.base",
     "lra.prepare": "data files tasks tasks.base words",
     # A run.
     "lra.config": "words",
@@ -42,8 +45,8 @@ ARROWS = {
     "lra.attention": "words",
     "lra.loop": "attention checkpoint config data files machine model progress run tracker words",
     "lra.variants": "attention command config files model",
-    "lra.session": "attention config data intervals loop machine model progress run tracker words",
-    "lra.train": "config run session tracker words",
+    "lra.session": "attention config data intervals loop machine model progress run tasks tracker words",
+    "lra.train": "config data run session tasks tasks.base tracker words",
     # Results read runs/ only.
     "lra.cells": "intervals words",
     "lra.table": "cells",

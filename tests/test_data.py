@@ -26,6 +26,7 @@ from lra.data import (
     identity_sha256,
     load,
 )
+from lra.tasks.base import Place, Reading, Task
 from tests.runs import ROOT, environment
 
 
@@ -38,9 +39,21 @@ def make_split(lengths: list[int], seed: int = 0, pairs: list[tuple[int, int]] |
     return Split(tokens, offsets, labels, None if pairs is None else np.array(pairs, dtype=np.int32))
 
 
+class Toy(Task):
+    """What a data set is looked up by."""
+
+    name, version, sources, max_len = "toy", "1.0.0", ("made",), 9
+
+    def require(self, source: str, manual: Path) -> None:
+        raise AssertionError("arrays are loaded without their source")
+
+    def read(self, source: str, place: Place) -> Reading:
+        raise AssertionError("arrays are loaded without their source")
+
+
 def write(data_dir: Path, pairs: bool = False) -> Path:
     """A whole data set `toy` of three small splits."""
-    path = folder(data_dir, "toy", "made", "1.0.0")
+    path = folder(data_dir, Toy(), "made")
     path.mkdir(parents=True)
     splits = {}
     for seed, name in enumerate(SPLITS):
@@ -51,7 +64,7 @@ def write(data_dir: Path, pairs: bool = False) -> Path:
         hashes = {key: content_sha256(array) for key, array in arrays.items()}
         splits[name] = {"examples": len(split.labels), "documents": 4, "tokens": len(split.tokens), "sha256": hashes}
     manifest = {
-        "schema": 1, "task": "toy", "source": "made", "version": "1.0.0", "max_len": 9, "classes": 10,
+        "schema": 1, "task": "toy", "source": "made", "options": {}, "version": "1.0.0", "max_len": 9, "classes": 10,
         "vocabulary": [str(i) for i in range(16)], "splits": splits, "sha256": identity_sha256(splits),
     }  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -61,7 +74,7 @@ def write(data_dir: Path, pairs: bool = False) -> Path:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_what_was_written_is_loaded(tmp_path: Path, pairs: bool) -> None:
     path = write(tmp_path, pairs)
-    data = load(tmp_path, "toy", "made", "1.0.0")
+    data = load(tmp_path, Toy(), "made")
     assert data.manifest == json.loads((path / "manifest.json").read_text())
     for seed, split in enumerate((data.train, data.val, data.test)):
         expected = make_split([5, 3, 9, 1], seed, [(0, 3), (1, 1), (2, 0)] if pairs else None)
@@ -73,7 +86,7 @@ def test_what_was_written_is_loaded(tmp_path: Path, pairs: bool) -> None:
 
 def test_missing_data_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match=r"run make data task=toy task.source=made data_dir=") as caught:
-        load(tmp_path, "toy", "made", "1.0.0")
+        load(tmp_path, Toy(), "made")
     assert "\n" not in str(caught.value)
 
 
@@ -154,7 +167,7 @@ def test_damage_is_one_line_with_the_file_and_the_way_out(
     path = write(tmp_path)
     damage(path)
     with pytest.raises(ValueError) as caught:
-        load(tmp_path, "toy", "made", "1.0.0")
+        load(tmp_path, Toy(), "made")
     message = str(caught.value)
     assert not isinstance(caught.value, DataMissing)
     assert finding in message
@@ -168,7 +181,7 @@ def test_damaged_pairs_are_named(tmp_path: Path, wrong: list[list[int]]) -> None
     path = write(tmp_path, pairs=True)
     np.save(path / "test.pairs.npy", np.array(wrong, dtype=np.int32))
     with pytest.raises(ValueError, match=r"test.pairs.npy has (shape|an index outside)"):
-        load(tmp_path, "toy", "made", "1.0.0")
+        load(tmp_path, Toy(), "made")
 
 
 def test_the_content_hash_sees_dtype_shape_and_bytes_and_not_the_layout() -> None:

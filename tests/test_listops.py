@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 from lra.data import content_sha256
-from lra.tasks import TASKS, listops
-from lra.tasks.base import Documents
+from lra.tasks import listops
+from lra.tasks.archive import RELEASE_ADDRESS
+from lra.tasks.base import Documents, Place
+from lra.tasks.listops import ListOps
 
 NAMES = ("<pad>", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "[MIN", "[MAX", "[MED", "[SM", "]")
 # Chi-square is below this with probability 0.999, by degrees of freedom.
@@ -90,7 +92,7 @@ def chi_square(counts: Sequence[int], shares: Sequence[float]) -> float:
 
 def test_the_vocabulary_is_fixed() -> None:
     assert listops.VOCABULARY == NAMES
-    assert TASKS["listops"].vocabulary == NAMES
+    assert ListOps.vocabulary == NAMES
 
 
 def test_every_label_is_the_value_of_its_expression() -> None:
@@ -267,7 +269,7 @@ def unpacked(manual: Path, files: dict[str, bytes], folder: str = "listops-1000"
 def test_the_archive_is_read_in_any_order_of_its_members(tmp_path: Path, order: tuple[str, ...]) -> None:
     files = sorted(GOOD.items(), key=lambda item: order.index(FILES[item[0]]))
     archive(tmp_path, dict(files))
-    reading = TASKS["listops"].read("release", tmp_path)
+    reading = ListOps().read("release", Place(tmp_path, tmp_path))
     for split, examples in SPLITS.items():
         found = joined(iter(reading.blocks[split]))
         assert [(spell(document), label) for document, label in found] == [
@@ -283,7 +285,7 @@ def test_the_archive_is_read_in_any_order_of_its_members(tmp_path: Path, order: 
 def test_the_unpacked_folder_reads_as_the_archive_does(tmp_path: Path, folder: str) -> None:
     archive(tmp_path / "packed", GOOD, folder)
     unpacked(tmp_path / "unpacked", GOOD, folder)
-    packed, plain = (TASKS["listops"].read("release", tmp_path / where) for where in ("packed", "unpacked"))
+    packed, plain = (ListOps().read("release", Place(tmp_path / where, tmp_path)) for where in ("packed", "unpacked"))
     for split in SPLITS:
         assert joined(iter(packed.blocks[split])) == joined(iter(plain.blocks[split]))
     assert packed.provenance["sha256"] == plain.provenance["sha256"]
@@ -291,14 +293,14 @@ def test_the_unpacked_folder_reads_as_the_archive_does(tmp_path: Path, folder: s
 
 def test_plain_line_ends_are_read_too(tmp_path: Path) -> None:
     unpacked(tmp_path, {name: content.replace(b"\r\n", b"\n") for name, content in GOOD.items()})
-    found = joined(iter(TASKS["listops"].read("release", tmp_path).blocks["test"]))
+    found = joined(iter(ListOps().read("release", Place(tmp_path, tmp_path)).blocks["test"]))
     assert [spell(document) for document, _ in found] == [flat(tree) for tree, _ in SPLITS["test"]]
 
 
 def test_too_long_an_expression_is_cut_and_counted(tmp_path: Path) -> None:
     tree = ["[SM", *[1] * 2_500]
     unpacked(tmp_path, GOOD | {"basic_test.tsv": tsv([(tree, 0), (["[MAX", 1, 2], 2)])})
-    reading = TASKS["listops"].read("release", tmp_path)
+    reading = ListOps().read("release", Place(tmp_path, tmp_path))
     assert reading.provenance["truncated"] == 1
     documents = joined(iter(reading.blocks["test"]))
     assert [len(document) for document, _ in documents] == [2_000, 4]
@@ -334,7 +336,7 @@ def test_a_broken_file_is_one_line_with_file_line_and_value(tmp_path: Path, put:
     content, finding = BROKEN_FILES[name]
     place = put(tmp_path, SMALL | {"basic_val.tsv": content})
     with pytest.raises(ValueError) as caught:
-        TASKS["listops"].read("release", tmp_path)
+        ListOps().read("release", Place(tmp_path, tmp_path))
     message = str(caught.value)
     assert finding in message
     assert message.startswith(str(place))
@@ -347,7 +349,7 @@ def test_a_broken_file_is_one_line_with_file_line_and_value(tmp_path: Path, put:
 def test_a_missing_file_is_named(tmp_path: Path, put: Any, name: str) -> None:
     put(tmp_path, {other: content for other, content in SMALL.items() if other != name})
     with pytest.raises(ValueError, match=rf"holds no (listops-1000/)?{name}$"):
-        TASKS["listops"].read("release", tmp_path)
+        ListOps().read("release", Place(tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
@@ -355,7 +357,7 @@ def test_an_archive_cut_short_is_named(tmp_path: Path, share: float) -> None:
     packed = archive(tmp_path, GOOD)
     packed.write_bytes(packed.read_bytes()[: int(share * packed.stat().st_size)])
     with pytest.raises(ValueError, match=r"lra_release.gz is broken or cut short \(.+\)$"):
-        TASKS["listops"].read("release", tmp_path)
+        ListOps().read("release", Place(tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -366,13 +368,13 @@ def test_an_archive_cut_short_is_named(tmp_path: Path, share: float) -> None:
 def test_a_foreign_archive_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lra_release.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"lra_release.gz is broken or cut short|lra_release.gz holds no"):
-        TASKS["listops"].read("release", tmp_path)
+        ListOps().read("release", Place(tmp_path, tmp_path))
 
 
 def test_a_missing_release_says_where_to_get_it_and_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        TASKS["listops"].require("release", tmp_path)
+        ListOps().require("release", tmp_path)
     message = str(caught.value)
-    for part in (str(tmp_path / "lra_release.gz"), listops.ADDRESS, "task.source=generated needs no download"):
+    for part in (str(tmp_path / "lra_release.gz"), RELEASE_ADDRESS, "task.source=generated needs no download"):
         assert part in message
     assert "\n" not in message

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from lra import data, prepare
-from lra.tasks import TASKS, listops
+from lra.tasks import listops
+from lra.tasks.archive import RELEASE_ADDRESS
 from tests.runs import ROOT, environment
 from tests.test_listops import GOOD, SMALL, SPLITS, archive, flat, spell
 
+LISTOPS = listops.ListOps()
 SYNTHETIC = "task.source=synthetic"
 # TensorFlow looks as if it were not installed, and whoever imports it all the same fails.
 WITHOUT_TENSORFLOW = """
@@ -76,7 +78,7 @@ def copied(prepared: Path, tmp_path: Path) -> Path:
 
 
 def test_the_arrays_are_what_the_task_makes(prepared: Path) -> None:
-    loaded = data.load(prepared, "listops", "synthetic", "1.0.0")
+    loaded = data.load(prepared, LISTOPS, "synthetic")
     for name, split in SPLIT_NAMES.items():
         (expected,) = listops.synthesize(listops.SEED, split, listops.SYNTHETIC_COUNTS[split])
         for key, array in expected._asdict().items():
@@ -84,7 +86,7 @@ def test_the_arrays_are_what_the_task_makes(prepared: Path) -> None:
 
 
 def test_the_manifest_tells_what_there_is(prepared: Path) -> None:
-    loaded = data.load(prepared, "listops", "synthetic", "1.0.0")
+    loaded = data.load(prepared, LISTOPS, "synthetic")
     manifest = loaded.manifest
     assert {key: manifest[key] for key in ("schema", "task", "source", "version", "classes", "max_len")} == {
         "schema": 1, "task": "listops", "source": "synthetic", "version": "1.0.0", "classes": 10, "max_len": 2000,
@@ -116,7 +118,7 @@ print(record["label"], record["tokens"].tolist())"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     )
-    test = data.load(prepared, "listops", "synthetic", "1.0.0").test
+    test = data.load(prepared, LISTOPS, "synthetic").test
     assert done.stdout == f"1024 2000\n{test.labels[0]} {test.tokens[: test.offsets[1]].tolist()}\n"
 
 
@@ -212,11 +214,11 @@ def test_a_killed_preparation_leaves_no_data_and_the_next_one_is_whole(
     assert code == -signal.SIGKILL
     assert any("incomplete" in str(path) or "partial" in str(path) for path in tmp_path.rglob("*"))
     with pytest.raises(data.DataMissing):
-        data.load(tmp_path, "listops", "synthetic", "1.0.0")
+        data.load(tmp_path, LISTOPS, "synthetic")
     code, _, err = run(tmp_path, SYNTHETIC)
     assert (code, err) == (0, "")
     assert inside(tmp_path) == inside(prepared)
-    again, once = (data.load(where, "listops", "synthetic", "1.0.0").manifest for where in (tmp_path, prepared))
+    again, once = (data.load(where, LISTOPS, "synthetic").manifest for where in (tmp_path, prepared))
     assert again == once
 
 
@@ -234,7 +236,7 @@ def test_broken_records_of_an_earlier_preparation_are_made_anew(copied: Path, pr
         file.write_bytes(file.read_bytes()[:100])
     code, _, err = run(copied, SYNTHETIC)
     assert (code, err) == (0, "")
-    again, once = (data.load(where, "listops", "synthetic", "1.0.0").manifest for where in (copied, prepared))
+    again, once = (data.load(where, LISTOPS, "synthetic").manifest for where in (copied, prepared))
     assert again == once
 
 
@@ -304,7 +306,7 @@ def test_the_release_goes_the_same_way(tmp_path: Path) -> None:
     archive(tmp_path / "manual", GOOD)
     code, out, err = run(tmp_path, "task.source=release", first=WITHOUT_TENSORFLOW)
     assert (code, err) == (0, "")
-    loaded = data.load(tmp_path, "listops", "release", "1.0.0")
+    loaded = data.load(tmp_path, LISTOPS, "release")
     for name, split in SPLIT_NAMES.items():
         arrays = getattr(loaded, name)
         assert [
@@ -321,7 +323,7 @@ def test_a_cut_expression_is_in_manifest_and_summary(tmp_path: Path) -> None:
     code, out, err = run(tmp_path, "task.source=release")
     assert (code, err) == (0, "")
     assert "1 cut to 2,000 tokens" in out.splitlines()[-1]
-    assert data.load(tmp_path, "listops", "release", "1.0.0").manifest["provenance"]["truncated"] == 1
+    assert data.load(tmp_path, LISTOPS, "release").manifest["provenance"]["truncated"] == 1
 
 
 def truncate(path: Path) -> None:
@@ -362,7 +364,7 @@ def test_a_broken_release_is_one_line_and_leaves_nothing(
 def test_a_missing_release_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["task.source=release", f"data_dir={tmp_path / 'data'}"]) == 2
     err = capsys.readouterr().err
-    assert f"{tmp_path / 'data' / 'manual' / 'lra_release.gz'} is missing: download {listops.ADDRESS}" in err
+    assert f"{tmp_path / 'data' / 'manual' / 'lra_release.gz'} is missing: download {RELEASE_ADDRESS}" in err
     assert len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -370,7 +372,7 @@ def test_a_missing_release_is_one_line_and_leaves_nothing(tmp_path: Path, capsys
 def test_the_doctor_answers_a_sceptic(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["--doctor", SYNTHETIC, f"data_dir={prepared}"]) == 0
     shown = capsys.readouterr().out
-    test = data.load(prepared, "listops", "synthetic", "1.0.0").test
+    test = data.load(prepared, LISTOPS, "synthetic").test
     rows = {
         cells[0]: cells[1:]
         for line in shown.splitlines()
@@ -404,7 +406,7 @@ def test_the_doctor_finds_duplicates_and_the_baselines(tmp_path: Path) -> None:
     test = data.Split(
         np.array([11, 1, 15] * 2 + [12, 1, 15], np.uint8), np.arange(0, 10, 3), np.array([4, 5, 7], np.uint8)
     )
-    answers = dict(TASKS["listops"].doctor(train, test, test))
+    answers = dict(LISTOPS.doctor(train, test, test))
     assert answers["accuracy on test of the root operator alone, fitted on train"] == "66.7%"
     assert answers["test labels that another evaluator disagrees with"] == "3 of 3"
 

@@ -12,17 +12,16 @@ files are dropped.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from lra.tasks.base import Documents, Labelled, Reading, Task
+from lra.tasks.archive import find_release, intact, members, shown
+from lra.tasks.base import Documents, Examples, Place, Progress, Reading, Task, documents, silent
+from lra.tasks.draws import Draws
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 VOCABULARY = ("<pad>", *"0123456789", *OPERATORS, "]")
@@ -40,9 +39,7 @@ SYNTHETIC_COUNTS = {"train": 1_024, "validation": 256, "test": 256}
 # alone and 17.1% for the label 0 alone.
 SEED = 3
 
-ARCHIVE = "lra_release.gz"
-ADDRESS = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
-RELEASED_FOLDERS = ("lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
+RELEASED_FOLDER = "listops-1000"
 RELEASED_FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 
 
@@ -58,15 +55,16 @@ class ListOps(Task):
 
     def require(self, source: str, manual: Path) -> None:
         if source == "release":
-            find_release(manual)
+            find_release(manual, RELEASED_FOLDER, "task.source=generated")
 
-    def read(self, source: str, manual: Path) -> Reading:
+    def read(self, source: str, place: Place) -> Reading:
         if source == "release":
-            return read_release(find_release(manual), self.max_len)
+            found = find_release(place.manual, RELEASED_FOLDER, "task.source=generated")
+            return read_release(found, self.max_len, place.progress)
         make, counts = (generate, COUNTS) if source == "generated" else (synthesize, SYNTHETIC_COUNTS)
         return Reading(counts, {split: make(SEED, split, count) for split, count in counts.items()}, {"seed": SEED})
 
-    def doctor(self, train: Labelled, val: Labelled, test: Labelled) -> list[tuple[str, str]]:
+    def doctor(self, train: Examples, val: Examples, test: Examples) -> list[tuple[str, str]]:
         right = 0
         for operator in range(MIN, SM + 1):
             seen, asked = (split.labels[split.tokens[split.offsets[:-1]] == operator] for split in (train, test))
@@ -107,18 +105,6 @@ def evaluate(tokens: np.ndarray) -> int | None:
 # The generator. All expressions of a chunk are made together, a depth at a time.
 
 
-class Draws:
-    """Uniform integers that depend on (seed, split, chunk) alone: raw Philox words, a stream that numpy has frozen."""
-
-    def __init__(self, seed: int, split: int, chunk: int) -> None:
-        self.stream = np.random.Philox(key=np.array([seed, split << 32 | chunk], dtype=np.uint64))
-
-    def below(self, bound: int, count: int) -> np.ndarray:
-        """(count,) uint8 in [0, bound); no value is more likely than another by more than 2^-32."""
-        words = self.stream.random_raw((count + 1) // 2).astype("<u8", copy=False).view("<u4")[:count]
-        return ((words.astype(np.uint64) * np.uint64(bound)) >> np.uint64(32)).astype(np.uint8)
-
-
 class Level(NamedTuple):
     """The operators of one depth, tree after tree, and their arguments, operator after operator."""
 
@@ -137,7 +123,7 @@ def generate(seed: int, split: str, count: int) -> Iterator[Documents]:
     chunk = 0
     while count > 0:
         tokens, offsets, labels = expressions(seed, split, chunk)
-        kept = min(count, len(labels))
+        kept = min(count, len(offsets) - 1)
         yield Documents(tokens[: offsets[kept]], offsets[: kept + 1], labels[:kept])
         count -= kept
         chunk += 1
@@ -244,75 +230,38 @@ def synthesize(seed: int, split: str, count: int) -> Iterator[Documents]:
     args = 6 + draws.below(57, count)
     labels = draws.below(10, count)
     operators = MIN + draws.below(3, count)
-    documents = []
+    texts = []
     for arg, label, operator in zip(args.tolist(), labels.tolist(), operators.tolist(), strict=True):
         digits = draws.below(10, arg)
         if operator != MED:
             digits = np.maximum(digits, label) if operator == MIN else np.minimum(digits, label)
         # In the order of random words, the first more than half of the arguments become the label.
         digits[np.argsort(draws.stream.random_raw(arg), kind="stable")[: arg // 2 + 1]] = label
-        documents.append(bytes([operator, *(DIGIT_0 + digits), CLOSE]))
-    yield _documents(documents, labels)
+        texts.append(bytes([operator, *(DIGIT_0 + digits), CLOSE]))
+    yield documents(texts, labels)
 
 
-def _documents(documents: list[bytes], labels: Iterable[int]) -> Documents:
-    lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-    tokens = np.frombuffer(b"".join(documents), dtype=np.uint8)
-    return Documents(tokens, np.concatenate([[0], np.cumsum(lengths)]), np.array(labels, dtype=np.uint8))
-
-
-def find_release(manual: Path) -> Path:
-    """The unpacked folder listops-1000, or the published archive, in `manual`; ValueError where neither is there."""
-    for place in (*(manual / folder for folder in RELEASED_FOLDERS), manual / ARCHIVE):
-        if place.is_dir() or (place.name == ARCHIVE and place.exists()):
-            return place
-    raise ValueError(
-        f"{manual / ARCHIVE} is missing: download {ADDRESS} (8 GB) to that place or unpack it there; "
-        "task.source=generated needs no download"
-    )
-
-
-def read_release(place: Path, max_len: int) -> Reading:
+def read_release(place: Path, max_len: int, progress: Progress = silent) -> Reading:
     """All examples of the published files, from the archive in one pass without unpacking it, or from the folder."""
+    wanted = {f"{RELEASED_FOLDER}/{file}": split for split, file in RELEASED_FILES.items()}
     found: dict[str, list[Documents]] = {}
     digests: dict[str, str] = {}
     truncated = 0
-    for file, source, lines in _released_files(place):
-        parsed = _Released(lines, source, max_len)
-        split = next(split for split, name in RELEASED_FILES.items() if name == file)
-        found[split] = list(parsed)
-        digests[file] = parsed.digest.hexdigest()
-        truncated += parsed.truncated
-    for split, file in RELEASED_FILES.items():
+    with intact(place):
+        for name, lines in members(place, lambda name: "/".join(name.split("/")[-2:]) in wanted, progress):
+            split = wanted["/".join(name.split("/")[-2:])]
+            parsed = _Released(lines, f"{place}: {name}", max_len)
+            found[split] = list(parsed)
+            digests[RELEASED_FILES[split]] = parsed.digest.hexdigest()
+            truncated += parsed.truncated
+            if len(found) == len(wanted):
+                break
+    for name, split in wanted.items():
         if split not in found:
-            raise ValueError(f"{place} holds no {'listops-1000/' if place.is_file() else ''}{file}")
-    counts = {split: sum(len(block.labels) for block in found[split]) for split in RELEASED_FILES}
+            raise ValueError(f"{place} holds no {name}")
+    counts = {split: sum(len(block.offsets) - 1 for block in found[split]) for split in RELEASED_FILES}
     provenance = {"place": place.name, "sha256": digests, "truncated": truncated, "published": COUNTS}
     return Reading(counts, {split: found[split] for split in RELEASED_FILES}, provenance)
-
-
-def _released_files(place: Path) -> Iterator[tuple[str, str, Iterable[bytes]]]:
-    """(name, name for messages, lines) of every released file found; a broken archive is a ValueError that names it."""
-    if place.is_dir():
-        for name in RELEASED_FILES.values():
-            if (place / name).is_file():
-                with (place / name).open("rb") as lines:
-                    yield name, str(place / name), lines
-        return
-    wanted = set(RELEASED_FILES.values())
-    try:
-        with gzip.open(place) as unzipped, tarfile.open(fileobj=unzipped, mode="r|", bufsize=1 << 20) as archive:
-            while wanted and (member := archive.next()) is not None:
-                # tarfile remembers every member, and the archive has millions of pictures.
-                archive.members.clear()  # type: ignore[attr-defined]
-                folder, _, name = member.name.rpartition("/")
-                if name in wanted and member.isfile() and folder.rpartition("/")[2] == "listops-1000":
-                    wanted.remove(name)
-                    extracted = archive.extractfile(member)
-                    assert extracted is not None
-                    yield name, f"{place}: {member.name}", extracted
-    except (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{place} is broken or cut short ({error})") from error
 
 
 class _Released:
@@ -330,7 +279,7 @@ class _Released:
         self.truncated = 0
 
     def __iter__(self) -> Iterator[Documents]:
-        documents: list[bytes] = []
+        texts: list[bytes] = []
         labels: list[int] = []
         number = 0
         for number, line in enumerate(self.lines, start=1):
@@ -338,39 +287,33 @@ class _Released:
             line = line.rstrip(b"\r\n")
             if number == 1:
                 if line != self.header:
-                    raise self._wrong(1, f"header {_shown(line)}, expected {_shown(self.header)}")
+                    raise self._wrong(1, f"header {shown(line)}, expected {shown(self.header)}")
                 continue
             document, label = self._example(number, line)
-            documents.append(document)
+            texts.append(document)
             labels.append(label)
-            if len(documents) == self.block:
-                yield _documents(documents, labels)
-                documents, labels = [], []
+            if len(texts) == self.block:
+                yield documents(texts, labels)
+                texts, labels = [], []
         if number < 2:
             raise ValueError(f"{self.source} is empty" if number == 0 else f"{self.source} holds no examples")
-        if documents:
-            yield _documents(documents, labels)
+        if texts:
+            yield documents(texts, labels)
 
     def _example(self, number: int, line: bytes) -> tuple[bytes, int]:
         columns = line.split(b"\t")
         if len(columns) != 2:
-            raise self._wrong(number, f"{len(columns)} columns in {_shown(line)}, expected 2")
+            raise self._wrong(number, f"{len(columns)} columns in {shown(line)}, expected 2")
         try:
             document = bytes(map(self.ids.__getitem__, columns[0].split())).translate(None, self.dropped)
         except KeyError as unknown:
-            raise self._wrong(number, f"unknown token {_shown(unknown.args[0])}") from None
+            raise self._wrong(number, f"unknown token {shown(unknown.args[0])}") from None
         if not document:
             raise self._wrong(number, "no expression")
         if len(columns[1]) != 1 or not columns[1].isdigit():
-            raise self._wrong(number, f"target {_shown(columns[1])}, expected 0..9")
+            raise self._wrong(number, f"target {shown(columns[1])}, expected 0..9")
         self.truncated += len(document) > self.max_len
         return document[: self.max_len], int(columns[1])
 
     def _wrong(self, number: int, finding: str) -> ValueError:
         return ValueError(f"{self.source}, line {number}: {finding}")
-
-
-def _shown(value: bytes) -> str:
-    """A value from a file, as it may stand in a one-line message."""
-    text = value.decode("utf-8", errors="replace")
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")

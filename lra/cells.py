@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lra.budget import excess
 from lra.intervals import student_interval, wilson
 from lra.words import WordError, choose
 
@@ -38,6 +39,8 @@ SOURCES = {
 LISTOPS_FLOORS = {"majority class": 17.1, "root-operator classifier": 36.2}
 # How far a published value is from its source, best first, and the mark that it carries in tables.
 MARKS = {"read": "", "secondary": "*", "unverified": "?"}
+# What stands at the name of an attention whose parameters are beyond the benchmark's rule.
+OVER_BUDGET = "†"
 # The paper that a protocol is taken from: its value is preferred where several papers print one.
 OWN_PAPER = {"mlpen": "https://arxiv.org/abs/2207.10284", "google": "https://arxiv.org/abs/2011.04006"}
 
@@ -59,6 +62,7 @@ class Run:
     n: int
     train_accuracy: float | None
     params: int
+    params_softmax: int | None
     steps: int
     tokens_per_s: float | None
     peak_memory_mb: float | None
@@ -140,6 +144,16 @@ class Cell:
         if self.accuracy is None or self.published is None or self.published.accuracy is None:
             return None
         return self.accuracy - self.published.accuracy
+
+    @property
+    def excess(self) -> str:
+        """Parameters beyond the benchmark's 10% more than softmax's, such as `+502%`; empty where none is beyond."""
+        return next(filter(None, (excess(run.params, run.params_softmax) for run in self.runs)), "")
+
+    @property
+    def attn_name(self) -> str:
+        """The attention, marked where its parameters are beyond the benchmark's rule."""
+        return self.attn + (OVER_BUDGET if self.excess else "")
 
     @property
     def task_name(self) -> str:
@@ -253,6 +267,7 @@ def read_run(path: Path) -> Run:
         n=take.whole("test.n", at_least=1) if finished else 0,
         train_accuracy=take.share("train.accuracy"),
         params=take.whole("params"),
+        params_softmax=None if take.value("params_softmax") is None else take.whole("params_softmax", at_least=1),
         steps=take.whole("steps"),
         tokens_per_s=take.number("tokens_per_s"),
         peak_memory_mb=take.number("peak_memory_mb"),

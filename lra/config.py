@@ -16,6 +16,12 @@ KERNELS = ("auto", "reference")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PADDINGS = ("bucket", "fixed")
+POOLINGS = ("mean", "cls", "first")
+POSITIONS = ("learned", "sinusoidal")
+INITS = ("torch", "xavier")
+PAIRINGS = ("products", "plain")
+SCHEDULES = ("onecycle", "rsqrt", "cosine")
+SELECTS = ("best", "last")
 
 # Keys that say where and how fast a run happens, never what it computes: they may change between two starts of a run.
 CIRCUMSTANCES = frozenset(
@@ -32,7 +38,7 @@ def require(holds: bool, key: str, value: object, rule: str) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of the Transformer around the attention core; seq_len is the number of positions, in tokens."""
+    """The Transformer around the attention core; seq_len is the number of positions for tokens, a CLS has its own."""
 
     layers: int = 2
     dim: int = 64
@@ -41,11 +47,22 @@ class Model:
     ffn: int = 128
     dropout: float = 0.1
     seq_len: int = 2048
+    pooling: str = "mean"
+    positions: str = "learned"
+    bias: bool = True
+    init: str = "torch"
+    pairing: str = "products"
 
     def __post_init__(self) -> None:
         for key in ("layers", "dim", "heads", "head_dim", "ffn", "seq_len"):
             require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "at least 1")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0 and below 1")
+        choose("model.pooling", self.pooling, POOLINGS)
+        choose("model.positions", self.positions, POSITIONS)
+        choose("model.init", self.init, INITS)
+        choose("model.pairing", self.pairing, PAIRINGS)
+        even = self.positions != "sinusoidal" or self.dim % 2 == 0
+        require(even, "model.dim", self.dim, "even with model.positions=sinusoidal")
 
 
 @dataclass(frozen=True)
@@ -56,10 +73,13 @@ class Train:
     batch_size: int = 32
     lr: float = 1e-4
     warmup: int = 1000
+    schedule: str = "onecycle"
     weight_decay: float = 0.0
+    beta2: float = 0.999
     eps: float = 1e-6
     clip: float = 0.0
     cycle_momentum: bool = False
+    select: str = "best"
     padding: str = "bucket"
     eval_every: int = 50
     log_every: int = 10
@@ -72,9 +92,16 @@ class Train:
         for key in ("steps", "batch_size", "eval_every", "log_every", "checkpoint_every"):
             require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
         require(0 < self.lr < float("inf"), "train.lr", self.lr, "above 0 and finite")
-        require(
-            1 < self.warmup < self.steps, "train.warmup", self.warmup, f"at least 2 and below train.steps={self.steps}"
-        )
+        choose("train.schedule", self.schedule, SCHEDULES)
+        choose("train.select", self.select, SELECTS)
+        if self.schedule == "onecycle":
+            rule = f"at least 2 and below train.steps={self.steps}"
+            require(1 < self.warmup < self.steps, "train.warmup", self.warmup, rule)
+        else:
+            require(self.warmup > 0, "train.warmup", self.warmup, "at least 1")
+            rule = f"false with train.schedule={self.schedule}"
+            require(not self.cycle_momentum, "train.cycle_momentum", "true", rule)
+        require(0 <= self.beta2 < 1, "train.beta2", self.beta2, "at least 0 and below 1")
         for key in ("weight_decay", "clip"):
             require(0 <= getattr(self, key) < float("inf"), f"train.{key}", getattr(self, key), "at least 0 and finite")
         require(0 < self.eps < 1, "train.eps", self.eps, "above 0 and below 1")
@@ -109,6 +136,12 @@ class Config:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
         choose("device", self.device, DEVICES)
         choose("kernel", self.kernel, KERNELS)
+        pooling, grid = self.model.pooling, self.attn.get("grid")
+        require(pooling != "cls" or grid is None, "model.pooling", pooling, f"mean or first with attn.grid={grid}")
+        masked = self.task.get("mask_zero_pixels", False)
+        require(isinstance(masked, bool), "task.mask_zero_pixels", masked, "true or false")
+        rule = "mean or cls with task.mask_zero_pixels=true"
+        require(not masked or pooling != "first", "model.pooling", pooling, rule)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     """B examples padded to L tokens; of pairs, tokens and mask are (B, 2, L)."""
 
     tokens: torch.Tensor  # (B, L) int64, 0 where padded
-    mask: torch.Tensor  # (B, L) bool, True = real token
+    mask: torch.Tensor  # (B, L) bool, True = real token; with mask_zero, a token other than 0
     labels: torch.Tensor  # (B,) int64
 
 
@@ -187,10 +187,13 @@ def _array(file: Path, dtype: np.dtype[Any], ndim: int) -> np.ndarray:
     return array.view(np.ndarray)
 
 
-def collate(split: Split, indices: np.ndarray, max_len: int, pad_to: int | None = None) -> Batch:
+def collate(
+    split: Split, indices: np.ndarray, max_len: int, pad_to: int | None = None, mask_zero: bool = False
+) -> Batch:
     """The examples `indices` as a Batch, documents cut to `max_len` tokens.
 
     L is the longest document of the batch rounded up to a multiple of 32, at most `max_len`; or `pad_to` where given.
+    With `mask_zero` a token 0 counts as padding, wherever it stands.
     """
     # Here and not above, so that preparing data and looking at it never wait for torch.
     import torch
@@ -206,6 +209,8 @@ def collate(split: Split, indices: np.ndarray, max_len: int, pad_to: int | None 
     mask = place < lengths[..., None]
     tokens = np.zeros(mask.shape, dtype=np.int64)
     tokens[mask] = split.tokens[(starts[..., None] + place)[mask]]
+    if mask_zero:
+        mask &= tokens != 0
     return Batch(
         torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(split.labels[indices].astype(np.int64))
     )

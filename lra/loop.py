@@ -24,6 +24,7 @@ from lra.files import write_atomically
 from lra.model import Classifier, transformer
 from lra.progress import Display
 from lra.run import Run
+from lra.schedule import beta1, rate
 from lra.tracker import Metrics, Tracker
 from lra.words import WordError
 
@@ -67,17 +68,16 @@ class StopSignal:
             raise Stopped(self.signum)
 
 
-def build(config: Config, vocab: int, classes: int) -> Classifier:
-    """The model of a configuration; a parameter that the attention class does not have, or refuses, is a WordError."""
+def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Classifier:
+    """The model of a configuration; a parameter that the attention class does not have, or refuses, is a WordError.
+
+    pairs: an example is two documents.
+    """
     size = config.model
-    core = attention(config.attn, size.heads, size.head_dim, size.seq_len)
+    core = attention(config.attn, size.heads, size.head_dim, size.seq_len + (size.pooling == "cls"))
     torch.manual_seed(derived_seed(config.seed, "weights"))
     try:
-        return transformer(
-            core,
-            layers=size.layers, dim=size.dim, ffn=size.ffn, dropout=size.dropout,
-            seq_len=size.seq_len, vocab=vocab, classes=classes,
-        )  # fmt: skip
+        return transformer(core, size, vocab, classes, pairs)
     except (ValueError, TypeError) as error:
         raise WordError(f"attn={config.attn['name']}: {error}") from error
 
@@ -110,7 +110,7 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, max_len: int, batch_size: int, device: torch.device, dtype: torch.dtype,
-    stop: StopSignal | None = None,
+    stop: StopSignal | None = None, mask_zero: bool = False,
 ) -> Scores:  # fmt: skip
     """Score every example of a split; nothing is dropped, batches are cut by length."""
     logits: Tensor | None = None
@@ -118,7 +118,7 @@ def evaluate(
     for indices in evaluation_batches(split, batch_size):
         if stop:
             stop.answer()
-        batch = to_device(collate(split, indices, max_len), device)
+        batch = to_device(collate(split, indices, max_len, mask_zero=mask_zero), device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = model(batch.tokens, batch.mask).float()
         logits = out.new_empty(len(split.labels), out.shape[1]) if logits is None else logits
@@ -169,6 +169,7 @@ class Trainer:
         self.model = model.to(device)
         self.forward: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
         self.max_len = min(data.manifest["max_len"], config.model.seq_len)
+        self.mask_zero = config.task.get("mask_zero_pixels", False)
         lengths = np.minimum(data.train.lengths, self.max_len)
         self.sampler = Sampler(lengths, self.options.batch_size, config.seed)
         self.optimizer = torch.optim.AdamW(
@@ -178,10 +179,6 @@ class Trainer:
             eps=self.options.eps,
             fused=True,
         )
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=self.options.lr, total_steps=self.options.steps, anneal_strategy="linear",
-            pct_start=self.options.warmup / self.options.steps, cycle_momentum=self.options.cycle_momentum,
-        )  # fmt: skip
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         whole = self.options.micro_batch == "auto"
         self.state = State(micro_batch=self.options.batch_size if whole else self.options.micro_batch)
@@ -250,8 +247,12 @@ class Trainer:
     def learn(self, indices: np.ndarray) -> None:
         """Forward, backward, clip, step. Dropout is seeded by the step: it repeats whatever came before it."""
         torch.manual_seed(derived_seed(self.config.seed, f"step {self.state.step}"))
+        self.schedule()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for part in self.parts(indices):
+        tokens = 0
+        for here in self.parts(indices):
+            tokens += int(here.mask.sum())
+            part = to_device(here, self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits = self.forward(part.tokens, part.mask).float()
             loss = F.cross_entropy(logits, part.labels, reduction="sum") / len(indices)
@@ -264,22 +265,25 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.state.lr = float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
         self.pending.append(total)
-        self.count(indices)
+        self.count(len(indices), tokens)
+
+    def schedule(self) -> None:
+        """Set the learning rate and beta1 of this step."""
+        self.state.lr = rate(self.options, self.state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["betas"] = self.state.lr, (beta1(self.options, self.state.step), self.options.beta2)
 
     def parts(self, indices: np.ndarray) -> Iterator[Batch]:
-        """The batch, cut to `micro_batch` examples, on the device."""
+        """The batch, cut to `micro_batch` examples."""
         pad_to = self.config.model.seq_len if self.options.padding == "fixed" else None
         for start in range(0, len(indices), self.state.micro_batch):
             part = indices[start : start + self.state.micro_batch]
-            yield to_device(collate(self.data.train, part, self.max_len, pad_to), self.device)
+            yield collate(self.data.train, part, self.max_len, pad_to, self.mask_zero)
 
-    def count(self, indices: np.ndarray) -> None:
+    def count(self, examples: int, tokens: int) -> None:
         """Book the examples and real tokens of a step."""
-        tokens = int(self.sampler.lengths[indices].sum())
-        self.state.window_examples += len(indices)
+        self.state.window_examples += examples
         self.state.window_tokens += tokens
         self.state.tokens += tokens
 
@@ -324,15 +328,16 @@ class Trainer:
     def score(self, split: Split) -> Scores:
         try:
             return evaluate(
-                self.model, split, self.max_len, self.options.batch_size, self.device, self.dtype, self.stop
-            )
+                self.model, split, self.max_len, self.options.batch_size, self.device, self.dtype, self.stop,
+                self.mask_zero,
+            )  # fmt: skip
         except RuntimeError as error:
             if machine.is_out_of_memory(error):
                 raise OutOfMemory(f"no memory to evaluate {self.options.batch_size} examples at once") from error
             raise
 
     def validate(self) -> None:
-        """Score the validation split; strictly better than ever before becomes the best checkpoint."""
+        """Score the validation split; strictly better than ever before is the best, and kept if it is to be tested."""
         self.settle()
         self.display.phase("val")
         try:
@@ -343,6 +348,7 @@ class Trainer:
         best = scores.accuracy > self.state.best_accuracy
         if best:
             self.state.best_step, self.state.best_accuracy = self.state.step, scores.accuracy
+        if best and self.options.select == "best":
             checkpoint.save(self.run.best, {"step": self.state.step, "model": self.model.state_dict()})
         self.state.evaluated = self.state.step
         record = {"step": self.state.step, "split": "val", "loss": scores.loss, "accuracy": scores.accuracy}
@@ -363,7 +369,6 @@ class Trainer:
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "state": asdict(self.state),
                 "data_sha256": self.data.manifest["sha256"],
@@ -379,17 +384,22 @@ class Trainer:
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scheduler.load_state_dict(saved["scheduler"])
         self.scaler.load_state_dict(saved["scaler"])
         micro = self.state.micro_batch
         self.state = State(**saved["state"])
         if self.options.micro_batch != "auto":
             self.state.micro_batch = micro
 
+    @property
+    def tested(self) -> int:
+        """The step whose weights are tested: the best validation's, or the last."""
+        return self.state.best_step if self.options.select == "best" else self.state.step
+
     def conclude(self) -> tuple[Scores, Scores]:
-        """Score the best checkpoint: the whole test split, and as many training examples as validation has."""
+        """Score the weights of `tested`: the whole test split, and as many training examples as validation has."""
         self.display.phase("test")
-        self.model.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
+        if self.options.select == "best":
+            self.model.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
         return self.score(self.data.test), self.score(head(self.data.train, len(self.data.val.labels)))
 
     def write_predictions(self, test: Scores) -> None:

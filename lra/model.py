@@ -5,11 +5,16 @@ Shapes: B batch, H heads, N tokens, D head dim, C model dim.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention
+from lra.config import Model
 
 
 class MultiHead(nn.Module):
@@ -18,12 +23,12 @@ class MultiHead(nn.Module):
     Only the projections that the core reads exist; where it reads no keys, the queries are the keys.
     """
 
-    def __init__(self, attention: Attention, dim: int) -> None:
+    def __init__(self, attention: Attention, dim: int, bias: bool = True) -> None:
         super().__init__()
         inner = attention.heads * attention.head_dim
         self.attention = attention
-        self.project = nn.ModuleDict({name: nn.Linear(dim, inner) for name in attention.reads})
-        self.out = nn.Linear(inner, dim)
+        self.project = nn.ModuleDict({name: nn.Linear(dim, inner, bias) for name in attention.reads})
+        self.out = nn.Linear(inner, dim, bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         heads = {name: self.split(linear(x)) for name, linear in self.project.items()}
@@ -39,10 +44,10 @@ class MultiHead(nn.Module):
 class Block(nn.Module):
     """Pre-LN: attention and a GELU feed-forward net, each in a residual branch."""
 
-    def __init__(self, attention: Attention, dim: int, ffn: int, dropout: float) -> None:
+    def __init__(self, attention: Attention, dim: int, ffn: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.attend_norm = nn.LayerNorm(dim)
-        self.attend = MultiHead(attention, dim)
+        self.attend = MultiHead(attention, dim, bias)
         self.think_norm = nn.LayerNorm(dim)
         self.think = nn.Sequential(
             nn.Linear(dim, ffn), nn.GELU(), nn.Dropout(dropout), nn.Linear(ffn, dim), nn.Dropout(dropout)
@@ -54,58 +59,115 @@ class Block(nn.Module):
         return x + self.think(self.think_norm(x))
 
 
-class Encoder(nn.Module):
-    """Token ids (B, N), mask (B, N) -> (B, N, C), zero where padded. Learned absolute positions."""
+class Positions(nn.Module):
+    """Sines and cosines of the position, never trained: pairs of channels of wavelengths from 2 pi to 20,000 pi."""
 
-    def __init__(self, blocks: list[Block], vocab: int, seq_len: int, dim: int, dropout: float) -> None:
+    weight: Tensor
+
+    def __init__(self, places: int, dim: int) -> None:
         super().__init__()
+        wave = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
+        angle = torch.arange(places)[:, None] * wave  # (N, C / 2)
+        self.register_buffer("weight", torch.stack([angle.sin(), angle.cos()], 2).flatten(1), persistent=False)
+
+
+class Encoder(nn.Module):
+    """Token ids (B, N), mask (B, N) -> (B, N, C), zero where padded.
+
+    With `cls`, a learned vector stands before the tokens and is always real: the result is (B, 1 + N, C).
+    """
+
+    def __init__(
+        self, blocks: list[Block], vocab: int, seq_len: int, dim: int, dropout: float,
+        positions: str = "learned", cls: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        places = seq_len + cls
         self.tokens = nn.Embedding(vocab, dim)
-        self.positions = nn.Embedding(seq_len, dim)
+        self.cls = nn.Parameter(torch.zeros(dim)) if cls else None
         nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        if positions == "learned":
+            self.positions: nn.Embedding | Positions = nn.Embedding(places, dim)
+            nn.init.normal_(self.positions.weight, std=0.02)
+        else:
+            self.positions = Positions(places, dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        x = self.dropout(x)
+        x = self.tokens(tokens)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
+            mask = F.pad(mask, (1, 0), value=True)
+        x = self.dropout(x + self.positions.weight[: x.shape[1]])
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x).masked_fill(~mask[..., None], 0)
 
 
 class Classifier(nn.Module):
-    """Encoder, mean over the real tokens, two-layer head: ids (B, N), mask (B, N) -> logits (B, classes)."""
+    """Encoder, pooling, head: ids (B, N), mask (B, N) -> logits (B, classes).
 
-    def __init__(self, encoder: Encoder, dim: int, hidden: int, classes: int) -> None:
+    Of pairs, ids and mask are (B, 2, N): one encoder reads both documents, and the head their vectors together.
+    `pooling` is the mean over the real tokens, or the first position: the CLS where the encoder has one.
+    """
+
+    def __init__(
+        self, encoder: Encoder, head: nn.Sequential, pooling: str = "mean", pairing: str | None = None
+    ) -> None:
+        """pairing: None where an example is one document, else how the vectors a, b of a pair are put together."""
         super().__init__()
-        self.encoder = encoder
-        self.head = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        self.encoder, self.head = encoder, head
+        self.pooling, self.pairing = pooling, pairing
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        count = mask.sum(1, keepdim=True).clamp(min=1)
-        mean = self.encoder(tokens, mask).sum(1) / count  # (B, C)
-        return self.head(mean)
+        if self.pairing is None:
+            return self.head(self.pooled(tokens, mask))
+        a, b = self.pooled(tokens.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        return self.head(torch.cat([a, b, a * b, a - b] if self.pairing == "products" else [a, b], 1))
+
+    def pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, N) -> (B, C)."""
+        encoded = self.encoder(tokens, mask)
+        if self.pooling != "mean":
+            return encoded[:, 0]
+        return encoded.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def transformer(
-    attention: Callable[[], Attention],
-    *,
-    layers: int,
-    dim: int,
-    ffn: int,
-    dropout: float,
-    seq_len: int,
-    vocab: int,
-    classes: int,
+    attention: Callable[[], Attention], size: Model, vocab: int, classes: int, pairs: bool = False
 ) -> Classifier:
-    """A classifier with a fresh attention core in every layer; the head is as wide as the feed-forward net."""
-    blocks = [Block(attention(), dim, ffn, dropout) for _ in range(layers)]
+    """A classifier with a fresh attention core in every layer; the head is as wide as the feed-forward net.
+
+    pairs: an example is two documents, whose vectors a and b `size.pairing` puts together: `products` is [a, b, a b,
+    a - b], `plain` is [a, b] and a second hidden layer of half the width.
+    """
+    dim, ffn, pairing = size.dim, size.ffn, size.pairing if pairs else None
+    blocks = [Block(attention(), dim, ffn, size.dropout, size.bias) for _ in range(size.layers)]
     first, *others = (block.attend.attention for block in blocks)
     for core in others:
         core.share_with(first)
-    return Classifier(Encoder(blocks, vocab, seq_len, dim, dropout), dim, ffn, classes)
+    encoder = Encoder(blocks, vocab, size.seq_len, dim, size.dropout, size.positions, cls=size.pooling == "cls")
+    widths = [{None: dim, "products": 4 * dim, "plain": 2 * dim}[pairing], ffn]
+    if pairing == "plain":
+        widths.append(max(ffn // 2, 1))
+    hidden = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    head = nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
+    model = Classifier(encoder, head, size.pooling, pairing)
+    if size.init == "xavier":
+        draw_xavier(model)
+    return model
+
+
+def draw_xavier(model: Classifier) -> None:
+    """Draw the weights around the cores anew: tokens N(0, 1), maps Xavier-uniform, biases 0. A core keeps its own."""
+    nn.init.normal_(model.encoder.tokens.weight)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and ".attention." not in name:
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lra.cells import LISTOPS_FLOORS, SOURCES, Cell, Run, cells, collect, existing, select
+from lra.cells import LISTOPS_FLOORS, OVER_BUDGET, SOURCES, Cell, Run, cells, collect, existing, select
 from lra.command import command
 from lra.files import write_atomically
 from lra.words import WordError
@@ -104,7 +104,8 @@ def draw(table: Sequence[Cell], out: Path) -> list[str]:
         parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
         for part, ((protocol, task), members) in zip(parts, rows.items(), strict=True):
             problems += _draw_row(part, f"{task}, protocol {protocol}", members, colours)
-        parts[-1].supxlabel(CAPTION, fontsize=8, color="#666666")
+        over = f" {OVER_BUDGET}: over 10% more parameters than softmax." if any(cell.excess for cell in table) else ""
+        parts[-1].supxlabel(CAPTION + over, fontsize=8, color="#666666")
         metadata = {"Date": None, "Creator": None} if kind == "svg" else None
         write_atomically(out, lambda file: figure.savefig(file, format=kind, metadata=metadata, dpi=150))
     return problems
@@ -155,7 +156,11 @@ def _legend_columns(members: Sequence[Cell]) -> int:
 
 
 def _label(cell: Cell) -> str:
-    name = f"{cell.attn}, {textwrap.shorten(cell.deviation.replace(',', ', '), 60)}" if cell.deviation else cell.attn
+    name = (
+        f"{cell.attn_name}, {textwrap.shorten(cell.deviation.replace(',', ', '), 60)}"
+        if cell.deviation
+        else cell.attn_name
+    )
     if cell.accuracy is None:
         return name
     return f"{name}: {cell.accuracy:.1f}%" + (f" (mean of {len(cell.finished)})" if len(cell.finished) > 1 else "")

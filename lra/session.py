@@ -8,26 +8,32 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from attention_zoo.base import Attention
 from lra import machine
 from lra.attention import spelled
-from lra.config import Config, digest
-from lra.data import Split, load
+from lra.budget import excess
+from lra.config import Config, digest, identity
+from lra.data import Data, collate, load
 from lra.intervals import wilson
 from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
-from lra.model import MultiHead, parameter_count
+from lra.model import Classifier, MultiHead, parameter_count
 from lra.progress import Display
 from lra.run import Failed, Run
+from lra.schedule import peak
 from lra.tasks import task
 from lra.tracker import Tracker, open_tracker, read_metrics
 from lra.words import WordError
 
 
-def go(config: Config, run: Run, facts: dict[str, Any]) -> None:
-    """Train and test, then write result.json. Ends in Failed (exit code 1) or SystemExit where there is no result."""
+def go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
+    """Train and test, then write result.json. Ends in Failed (exit code 1) or SystemExit where there is no result.
+
+    rival: what the same words amount to with softmax, whose parameters the run's are held against.
+    """
     trainer = set_up(config, run)
-    about = {**facts, **circumstances(trainer)}
+    about = {**facts, **circumstances(trainer), "params_softmax": size_of(rival, trainer.data)}
     announce(trainer, about)
     tracker = open_view(trainer, about)
     status, line, code, scores = "finished", "", 0, None
@@ -69,19 +75,33 @@ def set_up(config: Config, run: Run) -> Trainer:
     examples = len(data.train.labels)
     if examples < config.train.batch_size:
         raise WordError(f"train.batch_size={config.train.batch_size} must be at most the {examples} training examples")
-    model = build(config, len(data.manifest["vocabulary"]), data.manifest["classes"])
+    longest = data.manifest["max_len"]
+    if data.manifest.get("kind") == "pixels" and config.model.seq_len < longest:
+        raise WordError(f"model.seq_len={config.model.seq_len} must be at least {longest}: an image is never cut")
+    model = model_of(config, data)
     return Trainer(config, model, data, run, device, dtype, StopSignal())
+
+
+def model_of(config: Config, data: Data) -> Classifier:
+    """The model of a configuration for the vocabulary, the classes and the documents per example of its data."""
+    return build(config, len(data.manifest["vocabulary"]), data.manifest["classes"], data.train.pairs is not None)
+
+
+def size_of(config: Config, data: Data) -> int:
+    """The parameters of a configuration's model."""
+    # Made in earnest: torch's meta device spends seconds on imports the first time that it is used.
+    return parameter_count(model_of(config, data))
 
 
 def circumstances(trainer: Trainer) -> dict[str, Any]:
     """What a run stands on, as result.json says it."""
-    layer = next(module for module in trainer.model.modules() if isinstance(module, MultiHead))
+    core = first_core(trainer.model)
     return {
         "params": parameter_count(trainer.model),
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
-        "kernel": layer.attention.kernel(trainer.device),
-        "exact_share": exact_share(layer.attention, trainer.data.val, trainer.max_len),
+        "kernel": core.kernel(trainer.device),
+        "exact_share": exact_share(trainer),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),
         "git_commit": machine.git_commit(),
@@ -89,11 +109,19 @@ def circumstances(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def exact_share(core: Attention, split: Split, max_len: int) -> float | None:
+def first_core(model: Classifier) -> Attention:
+    """The attention of the first layer."""
+    return next(module for module in model.modules() if isinstance(module, MultiHead)).attention
+
+
+def exact_share(trainer: Trainer) -> float | None:
     """The mean share of pairs that a budgeted variant computes exactly: large where documents are short."""
-    sample = np.minimum(split.lengths[:512], max_len)
-    mask = torch.arange(int(sample.max())) < torch.from_numpy(sample)[:, None]
-    share = core.share(mask)
+    split = trainer.data.val
+    sample = np.arange(min(len(split.labels), 512))
+    mask = collate(split, sample, trainer.max_len, mask_zero=trainer.mask_zero).mask.flatten(0, -2)
+    if trainer.config.model.pooling == "cls":
+        mask = F.pad(mask, (1, 0), value=True)
+    share = first_core(trainer.model).share(mask.to(trainer.device))
     return None if share is None else share.mean().item()
 
 
@@ -114,16 +142,31 @@ def open_view(trainer: Trainer, about: dict[str, Any]) -> Tracker:
 
 def announce(trainer: Trainer, about: dict[str, Any]) -> None:
     """Print every choice that a reader of the result may ask for."""
-    config, manifest, options = trainer.config, trainer.data.manifest, trainer.options
+    config, manifest, options, model = trainer.config, trainer.data.manifest, trainer.options, trainer.config.model
     sizes = " / ".join(f"{manifest['splits'][split]['examples']:,}" for split in ("train", "val", "test"))
-    size = f"{config.model.layers} layers, dim {config.model.dim}, {about['params']:,} parameters"
-    schedule = f"{options.steps:,} steps x {options.batch_size}, lr {options.lr:g}, warm-up {options.warmup:,}"
+    chosen = "".join(
+        f", {key} {str(value).lower()}"
+        for key, value in config.task.items()
+        if key not in ("name", "source", "version")
+    )
+    more = excess(about["params"], about["params_softmax"])
+    beyond = f" ({more} over softmax, beyond the benchmark's 10%)" if more else ""
+    size = f"{model.layers} layers, dim {model.dim}, {about['params']:,} parameters{beyond}"
     exact = f", {about['exact_share']:.0%} of the real pairs exact" if about["exact_share"] is not None else ""
+    pairing = f", pairing {model.pairing}" if trainer.model.pairing else ""
+    bias = "" if model.bias else ", no bias in attention"
+    schedule = f"{options.steps:,} steps x {options.batch_size}, lr up to {peak(options):.3g} ({options.schedule})"
+    first = "0.95 to 0.85 and back" if options.cycle_momentum else "0.9"
+    adam = f"betas {first}, {options.beta2:g}, eps {options.eps:g}, weight decay {options.weight_decay:g}"
+    clip = f", clip {options.clip:g}" if options.clip else ""
     again = f", going on from step {trainer.state.step:,}" if trainer.state.step else ""
     print(f"run    {trainer.run.path}{again}")
-    print(f"data   {about['task']} ({about['source']}), {sizes} examples, sha256 {about['data_sha256'][:12]}")
+    print(f"data   {about['task']} ({about['source']}), {sizes} examples, sha256 {about['data_sha256'][:12]}{chosen}")
     print(f"model  {spelled(config.attn)}, protocol {config.protocol}, {size}{exact}")
-    print(f"train  {schedule}, padding {options.padding}, seed {config.seed}")
+    print(f"       pooling {model.pooling}, {model.positions} positions, init {model.init}{bias}{pairing}, ", end="")
+    print(f"dropout {model.dropout:g}")
+    print(f"train  {schedule}, warm-up {options.warmup:,}, padding {options.padding}, seed {config.seed}")
+    print(f"       {adam}{clip}; tests the {options.select} weights")
     print(f"on     {about['device']}, {about['dtype']}, kernel {about['kernel'] or 'of torch'}", flush=True)
 
 
@@ -142,13 +185,14 @@ def outcome(
         test, train = scores
         n = len(test.labels)
         ci95 = list(wilson(test.accuracy * n, n))
-        result["test"] = {"accuracy": test.accuracy, "loss": test.loss, "n": n, "ci95": ci95}
+        result["test"] = {"accuracy": test.accuracy, "loss": test.loss, "n": n, "ci95": ci95, "step": trainer.tested}
         result["train"] = {"accuracy": train.accuracy, "n": len(train.labels)}
     return result | {
         "steps": state.step,
         "tokens_per_s": state.tokens / state.seconds if state.seconds else 0.0,
         "train_seconds": state.seconds,
         "peak_memory_mb": machine.peak_memory_mb(trainer.device),
+        "config": identity(trainer.run.config),
     }
 
 
@@ -170,8 +214,9 @@ def conclude(result: dict[str, Any], trainer: Trainer) -> None:
     counts = trainer.data.manifest["splits"]["test"]["class_counts"]
     interval = f"95% interval {low:.1%} to {high:.1%} over {test['n']:,} examples"
     speed = f"{result['tokens_per_s']:,.0f} tokens/s, peak {result['peak_memory_mb']:,.0f} MB"
-    print(f"test   accuracy {test['accuracy']:.1%}, {interval}, at the best step {result['val']['best_step']:,}")
-    print(f"beside train {result['train']['accuracy']:.1%}, val {result['val']['accuracy']:.1%}, ", end="")
+    which = f"at the {trainer.options.select} step {test['step']:,}"
+    print(f"test   accuracy {test['accuracy']:.1%}, {interval}, {which}")
+    print(f"beside train {result['train']['accuracy']:.1%}, best val {result['val']['accuracy']:.1%}, ", end="")
     print(f"the largest class alone {max(counts) / sum(counts):.1%}")
     print(f"speed  {speed}, {result['train_seconds']:,.0f} s in training steps")
     print(f"files  {trainer.run.path / 'result.json'}; make compare sets all runs side by side")

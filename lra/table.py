@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lra.cells import LISTOPS_FLOORS, SOURCES, Cell, Published, preference, protocol_order
+from lra.cells import LISTOPS_FLOORS, OVER_BUDGET, SOURCES, Cell, Published, preference, protocol_order
 
 
 class Row(NamedTuple):
@@ -50,7 +50,7 @@ def _row(cell: Cell, mixed: set[tuple[str, str, str]], papers: list[tuple[str, s
     data = f" data {cell.data_sha256[:8]}" if (cell.protocol, cell.task, cell.source) in mixed else ""
     return Row(
         task=cell.task_name + data,
-        attention=cell.attn,
+        attention=cell.attn_name,
         deviation=cell.deviation.replace(",", ", ") or "-",
         test=_decimal(cell.accuracy),
         interval=_interval(cell),
@@ -59,7 +59,7 @@ def _row(cell: Cell, mixed: set[tuple[str, str, str]], papers: list[tuple[str, s
         published=_cited(cell.published, papers) if cell.published else "-",
         difference="-" if cell.difference is None else f"{cell.difference:+.1f}",
         train=_decimal(cell.train_accuracy),
-        params=_thousands(cell.only(lambda run: run.params)),
+        params=_thousands(cell.only(lambda run: run.params)) + (f" ({cell.excess})" if cell.excess else ""),
         speed=_thousands(cell.tokens_per_s),
         memory=_thousands(cell.peak_memory_mb),
     )
@@ -126,6 +126,9 @@ def notes(table: Sequence[Cell]) -> list[str]:
         lines.append(f"listops: the test set has 2,000 items, +-2.1 points for one run; {floors}.")
     if any(cell.deviation and cell.published for cell in table):
         lines.append("deviation: the row does not follow the protocol's recipe, and its difference is no reproduction.")
+    if any(cell.excess for cell in table):
+        rule = "over 10% more parameters than softmax at the same protocol, against the benchmark's own rule"
+        lines.append(f"{OVER_BUDGET}: {rule}.")
     lines += _marks({cell.published.status for cell in table if cell.published})
     papers = _sources(table)
     others = dict.fromkeys(value for cell in table for value in cell.elsewhere)
@@ -194,6 +197,8 @@ COLUMNS: dict[str, Callable[[Cell], Any]] = {
     "unfinished": lambda cell: cell.count("interrupted"),
     "train_accuracy": lambda cell: cell.train_accuracy,
     "params": lambda cell: cell.only(lambda run: run.params),
+    "params_softmax": lambda cell: cell.only(lambda run: run.params_softmax),
+    "params_excess": lambda cell: cell.excess,
     "steps": lambda cell: cell.only(lambda run: run.steps),
     "tokens_per_s": lambda cell: cell.tokens_per_s,
     "peak_memory_mb": lambda cell: cell.peak_memory_mb,

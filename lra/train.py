@@ -134,7 +134,19 @@ def start(words: DictConfig) -> None:
         # Here, so that neither a wrong word nor a finished run waits for torch.
         from lra.session import go
 
-        go(config, run, facts)
+        go(config, with_softmax(), run, facts)
+
+
+def with_softmax() -> Config:
+    """What the words of the command amount to with attn=softmax in place of what they say of the attention."""
+    words = HydraConfig.get().overrides.task
+    keys = [word.lstrip("+~").partition("=")[0] for word in words]
+    kept = [
+        word for word, key in zip(words, keys, strict=True) if key.partition(".")[0] not in ("attn", "variant", "tune")
+    ]
+    config = OmegaConf.to_object(hydra.compose("config", overrides=[*kept, "attn=softmax"]))
+    assert isinstance(config, Config), "the schema makes the root a Config"
+    return config
 
 
 def set_up_torch() -> None:

@@ -86,8 +86,7 @@ def rows() -> list[Row]:
 
     def parameters(words: dict[str, Any]) -> int:
         core = attention(words, size.heads, size.head_dim, size.seq_len)
-        sizes = {"layers": size.layers, "dim": size.dim, "ffn": size.ffn, "seq_len": size.seq_len}
-        return parameter_count(transformer(core, **sizes, dropout=0.0, vocab=16, classes=10))
+        return parameter_count(transformer(core, size, vocab=16, classes=10))
 
     order = list(ZOO)
     configured = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(ATTN.glob("*.yaml"))}

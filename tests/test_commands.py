@@ -20,9 +20,12 @@ def lra(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("task=listop", "task=listop is not one of listops; did you mean 'listops'?"),
+        (
+            "task=listop",
+            "task=listop is not one of image, listops, pathfinder, pathx, retrieval, text; did you mean 'listops'?",
+        ),
         ("attn=mra_2", "did you mean 'mra2'?"),
-        ("protocol=mlpenn", "protocol=mlpenn is not one of mlpen; did you mean 'mlpen'?"),
+        ("protocol=mlpenn", "protocol=mlpenn is not one of google, mlpen; did you mean 'mlpen'?"),
         ("attn=", "attn= is not one of"),
         ("train.lrr=1", "unknown key 'train.lrr'; did you mean 'train.lr'?"),
         ("trian.lr=1", "unknown key 'trian.lr'; did you mean 'train.lr'?"),
@@ -101,9 +104,32 @@ def test_a_run_leaves_the_files_of_the_contract_and_a_second_cell_fails_alone(tm
     assert told["kernel"] == "reference"
     assert told["steps"] == 6
     assert told["deviations"]["task.source"] == "synthetic"
+    assert told["params_softmax"] == told["params"]
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     for said in ("data   listops (synthetic)", "step 6/6", "test   accuracy", "tok/s", "left 0:00:00"):
         assert said in done.stdout
+
+
+def test_a_run_tells_at_its_start_and_in_its_result_whatever_was_chosen(tmp_path: Path) -> None:
+    words = ("protocol=google", "attn=linformer", "train.steps=6", "train.warmup=9")
+    done = train(tmp_path, *words)
+    for said in (
+        "linformer(rank=16), protocol google, 4 layers",
+        "over softmax, beyond the benchmark's 10%",
+        "pooling cls, sinusoidal positions, init xavier, no bias in attention, dropout 0.1",
+        "(rsqrt), warm-up 9",
+        "betas 0.9, 0.98, eps 1e-09, weight decay 0.1; tests the last weights",
+        "at the last step 6",
+    ):
+        assert said in done.stdout
+    told = result(tmp_path / "run")
+    assert told["params"] > 1.1 * told["params_softmax"]
+    assert told["test"]["step"] == 6
+    chosen = {"model.pooling": "cls", "train.schedule": "rsqrt", "train.select": "last", "attn.rank": 16, "seed": 0}
+    assert chosen.items() <= told["config"].items()
+    assert "data_dir" not in told["config"]
+    again = train(tmp_path, *words)
+    assert "is finished" in again.stdout
 
 
 def test_a_missing_data_set_that_cannot_be_made_names_the_file(tmp_path: Path) -> None:

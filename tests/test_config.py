@@ -19,6 +19,14 @@ from lra.words import WordError
         ({"micro_batch": 33}, "train.micro_batch=33 must be auto or 1 to train.batch_size=32"),
         ({"micro_batch": True}, "train.micro_batch=True must be auto or 1 to train.batch_size=32"),
         ({"clip": -1.0}, "train.clip=-1.0 must be at least 0 and finite"),
+        ({"schedule": "rsqr"}, "train.schedule=rsqr is not one of onecycle, rsqrt, cosine; did you mean 'rsqrt'?"),
+        ({"schedule": "rsqrt", "warmup": 0}, "train.warmup=0 must be at least 1"),
+        (
+            {"schedule": "cosine", "cycle_momentum": True},
+            "train.cycle_momentum=true must be false with train.schedule=cosine",
+        ),
+        ({"select": "lst"}, "train.select=lst is not one of best, last; did you mean 'last'?"),
+        ({"beta2": 1.0}, "train.beta2=1.0 must be at least 0 and below 1"),
     ],
 )
 def test_a_value_against_its_rule_names_both(options: dict[str, Any], line: str) -> None:
@@ -36,6 +44,36 @@ def test_sizes_and_root_values_have_rules_too() -> None:
         Config(seed=-1)
     with pytest.raises(WordError, match=r"^kernel=cuda is not one of auto, reference"):
         Config(kernel="cuda")
+
+
+@pytest.mark.parametrize(
+    ("model", "attn", "task", "line"),
+    [
+        ({"pooling": "men"}, {}, {}, "model.pooling=men is not one of mean, cls, first; did you mean 'mean'?"),
+        ({"positions": "none"}, {}, {}, "model.positions=none is not one of learned, sinusoidal"),
+        ({"init": "xaver"}, {}, {}, "model.init=xaver is not one of torch, xavier; did you mean 'xavier'?"),
+        ({"pairing": "plane"}, {}, {}, "model.pairing=plane is not one of products, plain; did you mean 'plain'?"),
+        ({"positions": "sinusoidal", "dim": 5}, {}, {}, "model.dim=5 must be even with model.positions=sinusoidal"),
+        ({"pooling": "cls"}, {"grid": [4, 4]}, {}, "model.pooling=cls must be mean or first with attn.grid=[4, 4]"),
+        ({}, {}, {"mask_zero_pixels": "yes"}, "task.mask_zero_pixels=yes must be true or false"),
+        (
+            {"pooling": "first"},
+            {},
+            {"mask_zero_pixels": True},
+            "model.pooling=first must be mean or cls with task.mask_zero_pixels=true",
+        ),
+    ],
+)
+def test_choices_that_contradict_each_other_are_one_line(
+    model: dict[str, Any], attn: dict[str, Any], task: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(WordError) as caught:
+        Config(model=Model(**model), attn=attn, task=task)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_warm_up_may_be_longer_than_the_run_where_the_schedule_has_no_end() -> None:
+    assert Train(schedule="rsqrt", warmup=8000, steps=5000).warmup == 8000
 
 
 def test_an_unknown_option_fails_by_name() -> None:

@@ -14,10 +14,12 @@ from torch.testing import assert_close
 
 from lra import checkpoint
 from lra.config import Config, Model, Train
-from lra.data import Data, Split
+from lra.data import Data, Split, collate
 from lra.loop import Diverged, OutOfMemory, Stopped, StopSignal, Trainer, build, evaluate, head
 from lra.progress import Display
 from lra.run import Run
+from lra.schedule import rate
+from lra.session import set_up
 from lra.tracker import open_tracker
 from lra.words import WordError
 
@@ -38,6 +40,31 @@ def first_token_data(examples: int = 64, seed: int = 0) -> Data:
     return Data(
         {"max_len": 40, "classes": 3, "sha256": "0" * 64, "vocabulary": list("abcd")}, *map(split, (examples, 21, 22))
     )
+
+
+def pair_data(examples: int = 64) -> Data:
+    """Pairs of the documents of `first_token_data`, whose label is the larger of their two labels."""
+    plain = first_token_data(examples)
+
+    def paired(split: Split) -> Split:
+        pairs = np.random.default_rng(1).integers(0, len(split.labels), (len(split.labels), 2)).astype(np.int32)
+        return split._replace(pairs=pairs, labels=split.labels[pairs].max(1))
+
+    return Data(plain.manifest, *map(paired, plain[1:]))
+
+
+def picture_data(examples: int = 64) -> Data:
+    """Pictures of 32 pixels, two thirds of them black and the first wholly; the label is the brightest pixel's half."""
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        pixels = rng.integers(1, 4, (count, 32)) * (rng.random((count, 32)) < 1 / 3)
+        pixels[0] = 0
+        labels = (pixels.argmax(1) >= 16).astype(np.uint8)
+        return Split(pixels.astype(np.uint8).reshape(-1), np.arange(count + 1) * 32, labels)
+
+    manifest = {**first_token_data(1).manifest, "kind": "pixels", "max_len": 32}
+    return Data(manifest, *map(split, (examples, 21, 22)))
 
 
 def config(attn: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **train: Any) -> Config:
@@ -62,7 +89,9 @@ def trainer_maker(tmp_path: Path) -> Iterator[Any]:
     def make(given: Config, data: Data | None = None, name: str = "run", dtype: torch.dtype = torch.float32) -> Trainer:
         run = Run(tmp_path / name, asdict(given))
         try:
-            made.append(Trainer(given, build(given, 4, 3), data or first_token_data(), run, CPU, dtype, StopSignal()))
+            data = data or first_token_data()
+            model = build(given, 4, 3, pairs=data.train.pairs is not None)
+            made.append(Trainer(given, model, data, run, CPU, dtype, StopSignal()))
         except ValueError:
             run.close()
             raise
@@ -288,3 +317,145 @@ def test_compiled_and_plain_models_give_the_same_losses(
     monkeypatch.setattr(torch, "compile", lambda model: compile_model(model, backend="aot_eager"))
     compiled = losses(train(trainer(config(lr=1e-3, compile=True), name="compiled"), tmp_path))
     assert_close(torch.tensor(compiled), torch.tensor(plain), rtol=1e-4, atol=1e-5)
+
+
+# Pairs
+
+
+def test_pairs_are_learned_by_the_same_loop(trainer: Any, tmp_path: Path) -> None:
+    trained = trainer(config(model={"pooling": "first"}, steps=200, warmup=10, lr=3e-3, eval_every=100), pair_data(512))
+    train(trained, tmp_path)
+    test, _ = trained.conclude()
+    assert test.accuracy > 0.85
+
+
+def test_the_tokens_of_a_pair_are_those_of_both_documents(trainer: Any, tmp_path: Path) -> None:
+    data = pair_data()
+    trained = trainer(config(model={"seq_len": 16}, steps=3, warmup=2), data)
+    seen: list[int] = []
+    for step in range(3):
+        documents = data.train.pairs[trained.sampler.batch(step)]  # type: ignore[index]
+        seen.append(int(np.minimum(np.diff(data.train.offsets), 16)[documents].sum()))
+    train(trained, tmp_path)
+    assert trained.state.tokens == sum(seen)
+
+
+def test_pairs_fit_into_micro_batches(trainer: Any, tmp_path: Path) -> None:
+    runs = [
+        losses(train(trainer(config(micro_batch=size, lr=1e-3), pair_data(), name=f"{size}"), tmp_path))
+        for size in (8, 3)
+    ]
+    assert_close(torch.tensor(runs[0]), torch.tensor(runs[1]), rtol=1e-4, atol=1e-5)
+
+
+# Pixels that count as padding
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_black_pixels_are_padding_where_they_are_asked_to_be(trainer: Any, tmp_path: Path, pooling: str) -> None:
+    data = picture_data()
+    given = replace(config(model={"pooling": pooling}, lr=1e-3), task={**TASK, "mask_zero_pixels": True})
+    masked = trainer(given, data, name="masked")
+    assert all(np.isfinite(losses(train(masked, tmp_path))))
+    lit = np.count_nonzero(
+        data.train.tokens.reshape(-1, 32)[np.concatenate([masked.sampler.batch(i) for i in range(12)])]
+    )
+    assert masked.state.tokens == lit
+    scores = masked.score(data.test)
+    assert np.isfinite(scores.logits).all()
+
+    # What a black pixel is embedded as no longer matters.
+    with torch.no_grad():
+        masked.model.encoder.tokens.weight[0] += 1
+    np.testing.assert_allclose(masked.score(data.test).logits, scores.logits, rtol=1e-5, atol=1e-6)
+    plain = trainer(replace(given, task=TASK), data, name="plain")
+    train(plain, tmp_path)
+    assert plain.state.tokens == 12 * 8 * 32
+
+
+def test_an_image_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = picture_data()
+    monkeypatch.setattr("lra.session.load", lambda *_: data)
+    short = config(model={"seq_len": 31})
+    run = Run(tmp_path / "short", asdict(short))
+    with pytest.raises(WordError, match=r"^model\.seq_len=31 must be at least 32: an image is never cut$"):
+        set_up(replace(short, device="cpu"), run)
+    data = data._replace(manifest={**data.manifest, "kind": "tokens"})
+    set_up(replace(short, device="cpu"), run).close()
+    run.close()
+    torch.use_deterministic_algorithms(False)
+
+
+def test_zero_is_a_token_like_any_other_unless_it_is_masked() -> None:
+    split = Split(np.array([0, 1, 0, 2, 0, 0, 0], np.uint8), np.array([0, 4, 7]), np.array([0, 1], np.uint8))
+    plain, masked = (collate(split, np.arange(2), 8, mask_zero=zero).mask.tolist() for zero in (False, True))
+    assert plain == [[True] * 4 + [False] * 4, [True] * 3 + [False] * 5]
+    assert masked == [[False, True, False, True] + [False] * 4, [False] * 8]
+
+
+# Schedules and what is tested
+
+GOOGLE: dict[str, Any] = {"schedule": "rsqrt", "warmup": 40, "lr": 0.5, "weight_decay": 0.1, "beta2": 0.98, "eps": 1e-9}
+AROUND: dict[str, Any] = {"pooling": "cls", "positions": "sinusoidal", "init": "xavier", "bias": False, "dropout": 0.1}
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "rsqrt", "warmup": 30}, {"schedule": "cosine", "warmup": 4}])
+def test_the_optimizer_steps_at_the_rate_of_the_schedule(
+    trainer: Any, tmp_path: Path, schedule: dict[str, Any]
+) -> None:
+    trained = trainer(config(**schedule, beta2=0.98))
+    groups: list[tuple[float, Any]] = []
+    trained.optimizer.register_step_post_hook(
+        lambda opt, *_: groups.append((opt.param_groups[0]["lr"], opt.param_groups[0]["betas"]))
+    )
+    records = train(trained, tmp_path)
+    expected = [rate(trained.options, step) for step in range(12)]
+    assert [group[0] for group in groups] == expected
+    assert [record["lr"] for record in records if record["split"] == "train"] == expected
+    assert {group[1] for group in groups} == {(0.9, 0.98)}
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_weights_that_are_selected_are_those_that_are_tested(trainer: Any, tmp_path: Path, select: str) -> None:
+    # A rate that destroys what was learned, so that the best step is not the last.
+    trained = trainer(config(steps=40, warmup=39, lr=3.0, select=select, eval_every=4))
+    train(trained, tmp_path)
+    last = {name: weight.clone() for name, weight in trained.model.state_dict().items()}
+    assert trained.state.best_step < 40
+    trained.conclude()
+    same = all(torch.equal(weight, last[name]) for name, weight in trained.model.state_dict().items())
+    assert same == (select == "last")
+    assert trained.tested == (40 if select == "last" else trained.state.best_step)
+    assert trained.run.best.exists() == (select == "best")
+
+
+@pytest.mark.parametrize("stop", [5, 7, 11])
+def test_a_stopped_run_of_the_other_protocol_ends_with_the_same_bits(trainer: Any, tmp_path: Path, stop: int) -> None:
+    given = config(model=AROUND, select="last", **GOOGLE)
+    whole = trainer(given, pair_data(), name="whole")
+    records = train(whole, tmp_path)
+
+    class At(StopSignal):
+        """A signal at a step."""
+
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def signum(self) -> int:  # type: ignore[override]
+            return 15 if first.state.step == stop else 0
+
+    first = trainer(given, pair_data(), name="parts")
+    first.stop = At()
+    with pytest.raises(Stopped):
+        train(first, tmp_path)
+    first.close()
+    first.run.close()
+    second = trainer(given, pair_data(), name="parts")
+    assert second.state.step == stop
+    speed = ("tokens_per_s", "peak_memory_mb")
+    again = train(second, tmp_path)
+    assert [{k: v for k, v in r.items() if k not in speed} for r in again] == [
+        {k: v for k, v in r.items() if k not in speed} for r in records
+    ]
+    np.testing.assert_array_equal(second.conclude()[0].logits, whole.conclude()[0].logits)

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lra.budget import excess
 from lra.cells import MARKS, PUBLISHED, SOURCES, Cell, Published, deviation, read_published
 from lra.intervals import student_interval, student_quantile, wilson
 from lra.results import cells, collect, main
@@ -443,6 +444,43 @@ def test_published_hidden_and_put_aside_folders_are_not_read(tmp_path: Path) -> 
     for folder in ("published/seed0", ".data/seed0", "mlpen/seed0.old-1", "report/seed0", "mlpen/.trash/seed0"):
         write_run(tmp_path / folder)
     assert collect(tmp_path) == ([], [])
+
+
+# The benchmark's rule of parameters
+
+
+@pytest.mark.parametrize(
+    ("params", "softmax", "mark"), [(110, 100, ""), (111, 100, "+11%"), (602, 100, "+502%"), (50, 100, "")]
+)
+def test_more_than_ten_percent_more_parameters_are_told(params: int, softmax: int, mark: str) -> None:
+    assert excess(params, softmax) == mark
+
+
+def test_a_run_beyond_the_rule_is_marked_in_every_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "mra2/seed0", params_softmax=216_138)
+    write_run(tmp_path / "linformer/seed0", attn="linformer", params=1_257_354, params_softmax=208_778)
+    write_run(tmp_path / "old/seed0", attn="soft", params=9_999_999)
+    table = table_of(tmp_path)
+    marked = {cell.attn: (row.attention, row.params) for cell, row in zip(table, rows(table), strict=True)}
+    assert marked["linformer"] == ("linformer†", "1,257,354 (+502%)")
+    assert marked["mra2"] == ("mra2", "216,138")
+    assert marked["soft"] == ("soft", "9,999,999")
+    assert [line for line in notes(table) if line.startswith("†")]
+    assert "| linformer† |" in markdown(table)
+    for width in (80, 200):
+        assert "linformer†" in printed(table, force_terminal=True, no_color=True, color_system=None, width=width)
+    told = {record["attn"]: record for record in csv.DictReader(io.StringIO(comma_separated(table)))}
+    assert (told["linformer"]["params_softmax"], told["linformer"]["params_excess"]) == ("208778", "+502%")
+    assert (told["soft"]["params_softmax"], told["soft"]["params_excess"]) == ("", "")
+    assert not any(line.startswith("†") for line in notes([cell for cell in table if cell.attn != "linformer"]))
+
+
+@pytest.mark.parametrize("value", ["many", 0, -3, 1.5, True])
+def test_a_count_of_softmaxs_parameters_that_is_none_is_left_out_with_its_run(tmp_path: Path, value: Any) -> None:
+    write_run(tmp_path / "seed0", params_softmax=value)
+    runs, problems = collect(tmp_path)
+    assert (runs, len(problems)) == ([], 1)
+    assert "params_softmax" in problems[0]
 
 
 # What is written

@@ -7,7 +7,6 @@ estimates, which should fall with the square root of the draws.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import statistics
@@ -16,9 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.rows import whole_number, write_rows
 from lra.command import command
 from lra.files import write_text
-from lra.report import DASHES, PALETTE, STYLE
+from lra.style import DASHES, PALETTE, STYLE
 from lra.words import WordError
 
 if TYPE_CHECKING:
@@ -207,10 +207,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 def run(options: dict[str, str]) -> int:
     """Measure, print, write, draw, with a value for each of KEYS; returns the exit code."""
-    for key in ("length", "draws"):
-        if not options[key].isdecimal() or int(options[key]) < 1:
-            raise WordError(f"{key}={options[key]} must be an integer of at least 1")
-    length, draws = int(options["length"]), int(options["draws"])
+    length, draws = (whole_number(key, options[key], least=1) for key in ("length", "draws"))
     if length < 64 or length & length - 1:
         raise WordError(f"length={length} must be a power of two of at least 64")
     rows: list[Row] = []
@@ -219,13 +216,10 @@ def run(options: dict[str, str]) -> int:
             for row in measure(sweep, kind, length, draws, spread):
                 rows.append(row)
                 print(f"{kind:9} {row.attn:17} {row.parameter} {row.value:5}  error {row.error:.2e}", flush=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows([*row[:4], *(f"{x:.6g}" for x in row[4:7]), *row[7:]] for row in rows)
-    write_text(Path(options["out"]), text.getvalue())
+    rounded = ([*row[:4], *(f"{x:.6g}" for x in row[4:7]), *row[7:]] for row in rows)
+    write_rows(options["out"], Row._fields, rounded)
     draw(rows, Path(options["figure"]))
-    print(f"written: {options['out']}, {options['figure']}")
+    print(f"written: {options['figure']}")
     return 0
 
 

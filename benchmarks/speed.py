@@ -6,8 +6,6 @@ theirs in turn.
 
 from __future__ import annotations
 
-import csv
-import io
 import multiprocessing
 import resource
 import statistics
@@ -18,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.rows import choices, spread, whole_number, write_rows
 from lra.command import command
-from lra.files import write_text
 from lra.words import WordError, choose
 
 if TYPE_CHECKING:
@@ -209,15 +207,9 @@ def measure(settings: Sequence[Setting], repeats: int, stamp: dict[str, Any]) ->
 
 def _summary(times: list[float], yardstick: list[float]) -> tuple[float, float, float]:
     """Median, interquartile range, ratio to the yardstick."""
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    median, between = spread(times)
     ratio = statistics.median(own / its for own, its in zip(times, yardstick, strict=True))
-    return round(median, 3), round(high - low, 3), round(ratio, 3)
-
-
-def whole_number(key: str, text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise WordError(f"{key}={text} must be an integer of at least {least}")
-    return int(text)
+    return round(median, 3), round(between, 3), round(ratio, 3)
 
 
 def run(options: dict[str, str]) -> int:
@@ -234,8 +226,7 @@ def run(options: dict[str, str]) -> int:
     from attention_zoo import ZOO
     from lra.machine import device_name, git_commit, pick_device
 
-    names = [choose("attn", name, list(ZOO)) for name in options["attn"].split(",")] if options["attn"] else list(ZOO)
-    names = [YARDSTICK, *(name for name in names if name != YARDSTICK)]
+    names = [YARDSTICK, *(name for name in choices("attn", options["attn"], list(ZOO)) if name != YARDSTICK)]
     groups = [] if options["peers"] == "only" else [[(name, CORE) for name in names]]
     groups += [] if options["peers"] == "none" else peers_of(names)
     device = pick_device(options["device"])
@@ -253,12 +244,7 @@ def run(options: dict[str, str]) -> int:
             for row in measure(settings, repeats, stamp):
                 rows.append(row._replace(step_growth=growth(row, rows)))
                 print(line(rows[-1]), flush=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    write_text(Path(options["out"]), text.getvalue())
-    print(f"written: {options['out']}")
+    write_rows(options["out"], Row._fields, rows)
     return 0
 
 

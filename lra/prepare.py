@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -22,6 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from lra import data
+from lra.bar import bar
+from lra.doctor import Mismatch, doctor
 from lra.files import sync_folder
 from lra.tasks import TASKS, task
 from lra.tasks.base import Place, Reading, Task, builder, pair_builder, parts
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULTS = {"task": "listops", "task.source": "", "data_dir": "runs/.data"}
 TFDS_SPLITS = {"train": "train", "val": "validation", "test": "test"}
-QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 RECORDS_PER_READ = 4_096
 
 
@@ -42,10 +41,6 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-class Mismatch(Exception):
-    """Arrays do not have the content that their manifest records."""
 
 
 def prepare(facts: Task, source: str, data_dir: str | Path) -> Path:
@@ -261,13 +256,8 @@ def _facts(split: data.Split, classes: int) -> dict[str, Any]:
         "tokens": len(split.tokens),
         "sha256": {key: data.content_sha256(array) for key, array in split._asdict().items() if array is not None},
         "class_counts": np.bincount(split.labels, minlength=classes).tolist(),
-        "length_quantiles": dict(zip(map(str, QUANTILES), _quantiles(split), strict=True)),
+        "length_quantiles": data.length_quantiles(split),
     }
-
-
-def _quantiles(split: data.Split) -> list[int]:
-    """Document lengths at QUANTILES, as lengths that occur."""
-    return np.percentile(np.diff(split.offsets), QUANTILES, method="lower").tolist()
 
 
 @contextmanager
@@ -278,22 +268,8 @@ def _progress(doing: str, total: int | None, in_bytes: bool = False) -> Iterator
         print(doing if total is None else f"{doing}: {size}", flush=True)
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )  # fmt: skip
-
-    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(file=sys.stdout), redirect_stdout=False) as bar:
-        row = bar.add_task(doing, total=total)
-        yield lambda count: bar.advance(row, count)
+    with bar(sys.stdout, doing, total, in_bytes) as advance:
+        yield advance
 
 
 def _summary(manifest: dict[str, Any]) -> str:
@@ -303,83 +279,6 @@ def _summary(manifest: dict[str, Any]) -> str:
     truncated = manifest.get("provenance", {}).get("truncated", 0)
     cut = f", {truncated:,} cut to {manifest['max_len']:,} tokens" if truncated else ""
     return f"{counts}, {tokens:,} tokens{cut}, sha256 {manifest['sha256'][:12]}"
-
-
-def doctor(facts: Task, source: str, data_dir: str | Path) -> None:
-    """Print what a sceptic asks first about a prepared data set, and check every array against its manifest.
-
-    Raises Mismatch naming the arrays whose content is not the recorded one.
-    """
-    loaded = data.load(data_dir, facts, source)
-    manifest, splits = loaded.manifest, {name: getattr(loaded, name) for name in data.SPLITS}
-    print(f"# {_called(facts, source)} {facts.version} in {data.folder(data_dir, facts, source)}\n")
-    print(f"Identity: sha256 {manifest['sha256']}\nProvenance: {json.dumps(manifest.get('provenance'))}\n")
-
-    lengths = [
-        [name, f"{len(split.labels):,}", f"{len(split.tokens):,}", f"{np.diff(split.offsets).mean():.1f}"]
-        + [f"{length:,}" for length in _quantiles(split)]
-        + [f"{(split.tokens == 0).mean():.1%}"]
-        for name, split in splits.items()
-    ]
-    shortest_to_longest = [f"{q}%" for q in QUANTILES]
-    _table(["split", "examples", "tokens", "mean length", *shortest_to_longest, "zero tokens"], lengths)
-
-    shares = {
-        name: np.bincount(split.labels, minlength=facts.classes) / len(split.labels) for name, split in splits.items()
-    }
-    _table(["label", *map(str, range(facts.classes))], [[name, *(f"{x:.1%}" for x in shares[name])] for name in splits])
-
-    vocabulary = manifest["vocabulary"]
-    used = [np.bincount(split.tokens, minlength=len(vocabulary)) / len(split.tokens) for split in splits.values()]
-    rows = [[str(i), f"`{token}`", *(f"{share[i]:.2%}" for share in used)] for i, token in enumerate(vocabulary)]
-    _table(["id", "token", *splits], rows)
-
-    majority = shares["train"].argmax()
-    answers = [
-        ("accuracy on test of train's most frequent label", f"{shares['test'][majority]:.1%} (label {majority})")
-    ]
-    answers += _duplicates(splits)
-    answers += facts.doctor(loaded.train, loaded.val, loaded.test)
-    _table(["question", "answer"], answers)
-    _verify(manifest, splits)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table whose columns line up as plain text."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * width for width in widths]
-    for row in (header, rule, *rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-    print()
-
-
-def _duplicates(splits: dict[str, data.Split]) -> list[tuple[str, str]]:
-    """How many documents occur twice, within each split and across two of them."""
-    seen = {}
-    for name, split in splits.items():
-        bounds = zip(split.offsets[:-1], split.offsets[1:], strict=True)
-        seen[name] = Counter(hashlib.sha256(split.tokens[start:end].data).digest() for start, end in bounds)
-    answers = [(f"duplicates within {name}", f"{counts.total() - len(counts):,}") for name, counts in seen.items()]
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = sum(count for document, count in seen[b].items() if document in seen[a])
-        answers.append((f"documents of {b} that are in {a}", f"{shared:,}"))
-    return answers
-
-
-def _verify(manifest: dict[str, Any], splits: dict[str, data.Split]) -> None:
-    recorded = {f"{name}.{key}": value for name in splits for key, value in manifest["splits"][name]["sha256"].items()}
-    found = {
-        f"{name}.{key}": data.content_sha256(array)
-        for name, split in splits.items()
-        for key, array in split._asdict().items()
-        if array is not None
-    }
-    different = [array for array in recorded if found[array] != recorded[array]]
-    if different:
-        raise Mismatch(f"the content of {', '.join(different)} is not what the manifest records")
-    if data.identity_sha256(manifest["splits"]) != manifest["sha256"]:
-        raise Mismatch("the sha256 of the manifest is not the hash of its arrays' hashes")
-    print(f"All {len(recorded)} arrays have the sha256 that the manifest records.")
 
 
 @contextmanager
@@ -413,7 +312,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help=f"what to prepare; defaults: {defaults}")
-    parser.add_argument("--doctor", action="store_true", help="print statistics of prepared data and verify its hashes")
+    parser.add_argument(
+        "--doctor", action="store_true", help="tell what is in prepared data, draw it, verify its hashes"
+    )
     return parser
 
 

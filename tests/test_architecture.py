@@ -24,6 +24,8 @@ ARROWS = {
     "lra.words": "",
     "lra.command": "words",
     "lra.files": "",
+    "lra.bar": "",
+    "lra.style": "",
     "lra.intervals": "",
     "lra.budget": "",
     "lra.progress": "",
@@ -37,7 +39,9 @@ ARROWS = {
     "lra.tasks.download": "tasks.archive tasks.base",
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
     "lra.data": "tasks.base",
-    "lra.prepare": "data files tasks tasks.base words",
+    "lra.pictures": "data files style",
+    "lra.doctor": "bar data pictures tasks.base",
+    "lra.prepare": "bar data doctor files tasks tasks.base words",
     # A run.
     "lra.config": "words",
     "lra.run": "config files words",
@@ -54,7 +58,7 @@ ARROWS = {
     # Results read runs/ only.
     "lra.cells": "budget intervals words",
     "lra.table": "cells",
-    "lra.report": "cells command files words",
+    "lra.report": "cells command files style words",
     "lra.results": "cells command files intervals report table words",
 }
 # Where the packages of others may be imported.
@@ -66,10 +70,10 @@ HOMES = {
     "yaml": {"lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base"},
-    "matplotlib": {"lra.report"},
-    "rich": {"lra.prepare", "lra.progress", "lra.results", "lra.table"},
+    "matplotlib": {"lra.pictures", "lra.report"},
+    "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
-    | {"lra.data", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
+    | {"lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
 }
 
 

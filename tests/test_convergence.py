@@ -13,7 +13,7 @@ from benchmarks.convergence import Row, main
 def test_errors_fall_to_rounding_or_with_the_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, figure = tmp_path / "errors.csv", tmp_path / "errors.svg"
     assert main(["length=64", "draws=2", f"out={out}", f"figure={figure}"]) == 0
-    assert f"written: {out}, {figure}" in capsys.readouterr().out
+    assert f"written: {out}\nwritten: {figure}\n" in capsys.readouterr().out
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert tuple(rows[0]) == Row._fields
     for name in {row["attn"] for row in rows}:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,24 +51,31 @@ class Toy(Task):
         raise AssertionError("arrays are loaded without their source")
 
 
-def write(data_dir: Path, pairs: bool = False) -> Path:
-    """A whole data set `toy` of three small splits."""
-    path = folder(data_dir, Toy(), "made")
+def store(path: Path, splits: Mapping[str, Split], **facts: object) -> Path:
+    """Write splits and a manifest, with these facts in the place of Toy's, as a data set into `path`."""
     path.mkdir(parents=True)
-    splits = {}
-    for seed, name in enumerate(SPLITS):
-        split = make_split([5, 3, 9, 1], seed, [(0, 3), (1, 1), (2, 0)] if pairs else None)
+    told = {}
+    for name, split in splits.items():
         arrays = {key: array for key, array in split._asdict().items() if array is not None}
         for key, array in arrays.items():
             np.save(path / f"{name}.{key}.npy", array)
         hashes = {key: content_sha256(array) for key, array in arrays.items()}
-        splits[name] = {"examples": len(split.labels), "documents": 4, "tokens": len(split.tokens), "sha256": hashes}
+        documents = len(split.offsets) - 1
+        sizes = {"examples": len(split.labels), "documents": documents, "tokens": len(split.tokens)}
+        told[name] = {**sizes, "sha256": hashes}
     manifest = {
         "schema": 1, "task": "toy", "source": "made", "options": {}, "version": "1.0.0", "max_len": 9, "classes": 10,
-        "vocabulary": [str(i) for i in range(16)], "splits": splits, "sha256": identity_sha256(splits),
+        "vocabulary": [str(i) for i in range(16)], "splits": told, "sha256": identity_sha256(told), **facts,
     }  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
+
+
+def write(data_dir: Path, pairs: bool = False) -> Path:
+    """A whole data set `toy` of three small splits."""
+    both = [(0, 3), (1, 1), (2, 0)] if pairs else None
+    splits = {name: make_split([5, 3, 9, 1], seed, both) for seed, name in enumerate(SPLITS)}
+    return store(folder(data_dir, Toy(), "made"), splits)
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -29,12 +29,15 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops words",
+    "lra.tasks": "tasks.base tasks.listops tasks.retrieval words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.archive": "tasks.base",
     "lra.tasks.download": "tasks.archive tasks.base",
+    "lra.tasks.vocabularies": "",
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
+    "lra.tasks.retrieval": "tasks.archive tasks.base tasks.draws tasks.pair_statistics tasks.vocabularies",
+    "lra.tasks.pair_statistics": "tasks.base",
     "lra.data": "tasks.base",
     "lra.prepare": "data files tasks tasks.base words",
     # A run.

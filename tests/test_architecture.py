@@ -29,12 +29,14 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops words",
+    "lra.tasks": "tasks.base tasks.listops tasks.text words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.archive": "tasks.base",
     "lra.tasks.download": "tasks.archive tasks.base",
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
+    "lra.tasks.text": "tasks.archive tasks.base tasks.download tasks.draws tasks.vocabularies words",
+    "lra.tasks.vocabularies": "",
     "lra.data": "tasks.base",
     "lra.prepare": "data files tasks tasks.base words",
     # A run.

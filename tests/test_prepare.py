@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from lra import data, prepare
-from lra.tasks import listops
+from lra.tasks import TASKS, listops
 from lra.tasks.archive import RELEASE_ADDRESS
 from tests.runs import ROOT, environment
 from tests.test_listops import GOOD, SMALL, SPLITS, archive, flat, spell
 
 LISTOPS = listops.ListOps()
 SYNTHETIC = "task.source=synthetic"
+KEYS = [*prepare.DEFAULTS, *dict.fromkeys(f"task.{key}" for kind in TASKS.values() for key in kind.defaults())]
 # TensorFlow looks as if it were not installed, and whoever imports it all the same fails.
 WITHOUT_TENSORFLOW = """
 import importlib.util; find = importlib.util.find_spec
@@ -53,9 +54,9 @@ def run(data_dir: Path, *words: str, first: str = "", **options: Any) -> tuple[i
 
 
 def inside(data_dir: Path) -> set[str]:
-    """What is in a data_dir, but for the lock that stays and what TFDS keeps of its own: empty folders and a name."""
+    """What is in a data_dir, but for the locks that stay and what TFDS keeps of its own: empty folders and a name."""
     found = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*") if not path.is_dir()}
-    return {name for name in found if not name.endswith(".lock") and name != "tfds/lra_listops/.config/metadata.json"}
+    return {name for name in found if not name.endswith((".lock", "/.config/metadata.json"))}
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +157,11 @@ def test_a_damaged_data_set_is_named_and_left_alone(copied: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["task=listop"], "error: task=listop is not one of listops; did you mean 'listops'?"),
+        (["task=listop"], f"error: task=listop is not one of {', '.join(TASKS)}; did you mean 'listops'?"),
         (["task.source=relase"], "error: task.source=relase is not one of generated, release, synthetic; did you mean"
                                  " 'release'?"),
-        (["tsk=listops"], "error: unknown key 'tsk', known are task, task.source, data_dir; did you mean 'task'?"),
-        (["listops"], "error: 'listops' is not of the form key=value; keys: task, task.source, data_dir"),
+        (["tsk=listops"], f"error: unknown key 'tsk', known are {', '.join(KEYS)}; did you mean 'task'?"),
+        (["listops"], f"error: 'listops' is not of the form key=value; keys: {', '.join(KEYS)}"),
         (["data_dir="], "error: data_dir= names no folder"),
     ],
 )  # fmt: skip

@@ -272,9 +272,16 @@ def _progress(doing: str, total: int | None, in_bytes: bool = False) -> Iterator
         yield advance
 
 
+def _count(manifest: dict[str, Any], name: str) -> str:
+    """How many examples a split has, and how many the published one where these are not all."""
+    count = manifest["splits"][name]["examples"]
+    published = manifest.get("provenance", {}).get("published", {}).get(TFDS_SPLITS[name], count)
+    return f"{count:,} {name}" + (f" ({published:,} published)" if published != count else "")
+
+
 def _summary(manifest: dict[str, Any]) -> str:
     splits = manifest["splits"]
-    counts = ", ".join(f"{splits[name]['examples']:,} {name}" for name in data.SPLITS)
+    counts = ", ".join(_count(manifest, name) for name in data.SPLITS)
     tokens = sum(splits[name]["tokens"] for name in data.SPLITS)
     truncated = manifest.get("provenance", {}).get("truncated", 0)
     cut = f", {truncated:,} cut to {manifest['max_len']:,} tokens" if truncated else ""

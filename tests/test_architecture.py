@@ -32,7 +32,7 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops tasks.retrieval words",
+    "lra.tasks": "tasks.base tasks.listops tasks.retrieval tasks.text words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.archive": "tasks.base",
@@ -41,6 +41,7 @@ ARROWS = {
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
     "lra.tasks.retrieval": "tasks.archive tasks.base tasks.draws tasks.pair_statistics tasks.vocabularies",
     "lra.tasks.pair_statistics": "tasks.base",
+    "lra.tasks.text": "tasks.archive tasks.base tasks.download tasks.draws tasks.vocabularies words",
     "lra.data": "tasks.base",
     "lra.pictures": "data files style",
     "lra.doctor": "bar data pictures tasks.base",

@@ -53,9 +53,9 @@ def run(data_dir: Path, *words: str, first: str = "", **options: Any) -> tuple[i
 
 
 def inside(data_dir: Path) -> set[str]:
-    """What is in a data_dir, but for the lock that stays and what TFDS keeps of its own: empty folders and a name."""
+    """What is in a data_dir, but for the locks that stay and what TFDS keeps of its own: empty folders and a name."""
     found = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*") if not path.is_dir()}
-    return {name for name in found if not name.endswith(".lock") and name != "tfds/lra_listops/.config/metadata.json"}
+    return {name for name in found if not name.endswith((".lock", "/.config/metadata.json"))}
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ help: ## this list
 TARGETS := lra sweep compare variants bench data data-doctor setup test test-parity peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
-CODE := lra attention_zoo benchmarks tests
+CODE := lra attention_zoo csrc benchmarks tests
 
 # Words. Each VAR=VALUE of make's command line becomes one quoted word, whatever it contains. They are kept out of the
 # environment, where make would expand the `$` in them.

@@ -35,6 +35,7 @@ ARROWS = {
     "lra.tasks": "tasks.base tasks.listops tasks.retrieval tasks.text words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
+    "lra.tasks.snakes": "",
     "lra.tasks.archive": "tasks.base",
     "lra.tasks.download": "tasks.archive tasks.base",
     "lra.tasks.vocabularies": "",
@@ -69,6 +70,7 @@ ARROWS = {
 HOMES = {
     "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
     "attention_zoo": {"lra.attention", "lra.model", "lra.session", "lra.variants"},
+    "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run", "lra.variants"},
@@ -87,8 +89,8 @@ def sources(package: str) -> dict[str, Path]:
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
-LRA, LIBRARY = sources("lra"), sources("attention_zoo")
-MODULES = LRA | LIBRARY
+LRA, LIBRARY, COMPILED = sources("lra"), sources("attention_zoo"), sources("csrc")
+MODULES = LRA | LIBRARY | COMPILED
 
 
 def imports(module: str) -> Iterator[str]:
@@ -131,6 +133,11 @@ def test_the_arrows_of_lra_make_no_circle() -> None:
 @pytest.mark.parametrize("module", LIBRARY)
 def test_the_library_imports_torch_and_itself_alone(module: str) -> None:
     assert foreign(module) <= {"torch"}
+
+
+@pytest.mark.parametrize("module", COMPILED)
+def test_what_compiles_needs_the_standard_library_alone(module: str) -> None:
+    assert foreign(module) == set()
 
 
 def test_variants_never_import_each_other() -> None:

@@ -269,7 +269,7 @@ def test_clean_keeps_runs_and_results(ready: Path) -> None:
     kept = ready / "runs" / "mlpen" / "result.json"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    for folder in ("lra/__pycache__", "build", "tests", "attention_zoo"):
+    for folder in ("lra/__pycache__", "build", "tests", "attention_zoo", "csrc"):
         (ready / folder).mkdir(parents=True)
     assert make(ready, "clean").returncode == 0
     assert kept.exists()

@@ -1,0 +1,1 @@
+"""What is compiled: C++ with a plain C interface, built on first use."""

@@ -29,12 +29,15 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops words",
+    "lra.tasks": "tasks.base tasks.listops tasks.pathfinder words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.archive": "tasks.base",
     "lra.tasks.download": "tasks.archive tasks.base",
+    "lra.tasks.vocabularies": "",
+    "lra.tasks.snakes": "",
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
+    "lra.tasks.pathfinder": "tasks.archive tasks.base tasks.draws tasks.snakes tasks.vocabularies words",
     "lra.data": "tasks.base",
     "lra.prepare": "data files tasks tasks.base words",
     # A run.
@@ -57,11 +60,13 @@ ARROWS = {
 HOMES = {
     "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
     "attention_zoo": {"lra.attention", "lra.model", "lra.session", "lra.variants"},
+    "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base"},
+    "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.report"},
     "rich": {"lra.prepare", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}

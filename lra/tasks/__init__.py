@@ -7,9 +7,10 @@ from typing import Any
 
 from lra.tasks.base import Task
 from lra.tasks.listops import ListOps
+from lra.tasks.pathfinder import Pathfinder, PathX
 from lra.words import WordError, choose, nearest
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (ListOps,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (ListOps, Pathfinder, PathX)}
 
 # Keys under `task` that choose the data set without being options of it, or that say how a run looks at it.
 BESIDE = ("name", "source", "version", "mask_zero_pixels")
@@ -36,7 +37,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
     """A value of a command line as what the option is; YAML has typed its own already."""
     if type(default) is int and not isinstance(value, int):
         try:
-            return int(value)
+            return int(str(value))
         except ValueError:
             raise ValueError(f"task.{key}={value} must be a whole number") from None
     return value if type(default) is int else str(value)

@@ -32,7 +32,7 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops tasks.retrieval tasks.text words",
+    "lra.tasks": "tasks.base tasks.image tasks.listops tasks.pathfinder tasks.retrieval tasks.text words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.snakes": "",
@@ -42,6 +42,7 @@ ARROWS = {
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
     "lra.tasks.retrieval": "tasks.archive tasks.base tasks.draws tasks.pair_statistics tasks.vocabularies",
     "lra.tasks.pair_statistics": "tasks.base",
+    "lra.tasks.pathfinder": "tasks.archive tasks.base tasks.draws tasks.snakes tasks.vocabularies words",
     "lra.tasks.text": "tasks.archive tasks.base tasks.download tasks.draws tasks.vocabularies words",
     "lra.data": "tasks.base",
     "lra.pictures": "data files style",
@@ -76,6 +77,7 @@ HOMES = {
     "yaml": {"lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base"},
+    "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
     "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}

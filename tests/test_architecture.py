@@ -29,12 +29,13 @@ ARROWS = {
     "lra.tracker": "",
     "lra.machine": "words",
     # Data.
-    "lra.tasks": "tasks.base tasks.listops words",
+    "lra.tasks": "tasks.base tasks.image tasks.listops words",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.archive": "tasks.base",
     "lra.tasks.download": "tasks.archive tasks.base",
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
+    "lra.tasks.image": "tasks.archive tasks.base tasks.download tasks.draws",
     "lra.data": "tasks.base",
     "lra.prepare": "data files tasks tasks.base words",
     # A run.
@@ -61,7 +62,7 @@ HOMES = {
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
-    "tensorflow_datasets": {"lra.prepare", "lra.tasks.base"},
+    "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "matplotlib": {"lra.report"},
     "rich": {"lra.prepare", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}

@@ -20,7 +20,7 @@ def lra(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("task=listop", "task=listop is not one of listops; did you mean 'listops'?"),
+        ("task=listop", "task=listop is not one of image, listops; did you mean 'listops'?"),
         ("attn=mra_2", "did you mean 'mra2'?"),
         ("protocol=mlpenn", "protocol=mlpenn is not one of mlpen; did you mean 'mlpen'?"),
         ("attn=", "attn= is not one of"),

@@ -156,7 +156,7 @@ def test_a_damaged_data_set_is_named_and_left_alone(copied: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["task=listop"], "error: task=listop is not one of listops; did you mean 'listops'?"),
+        (["task=listop"], "error: task=listop is not one of listops, image; did you mean 'listops'?"),
         (["task.source=relase"], "error: task.source=relase is not one of generated, release, synthetic; did you mean"
                                  " 'release'?"),
         (["tsk=listops"], "error: unknown key 'tsk', known are task, task.source, data_dir; did you mean 'task'?"),

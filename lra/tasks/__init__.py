@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lra.tasks.base import Task
+from lra.tasks.image import Image
 from lra.tasks.listops import ListOps
 from lra.words import WordError, choose, nearest
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (ListOps,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (ListOps, Image)}
 
 # Keys under `task` that choose the data set without being options of it, or that say how a run looks at it.
 BESIDE = ("name", "source", "version", "mask_zero_pixels")

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lra.tasks.base import Task
+from lra.tasks.image import Image
 from lra.tasks.listops import ListOps
 from lra.tasks.pathfinder import Pathfinder, PathX
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.text import Text
 from lra.words import WordError, choose, nearest
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (ListOps, Text, Retrieval, Pathfinder, PathX)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (ListOps, Text, Retrieval, Image, Pathfinder, PathX)}
 
 # Keys under `task` that choose the data set without being options of it, or that say how a run looks at it.
 BESIDE = ("name", "source", "version", "mask_zero_pixels")

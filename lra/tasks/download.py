@@ -7,9 +7,12 @@ import hashlib
 import os
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from urllib.error import HTTPError
 
 from lra.tasks.archive import check_sha256
 from lra.tasks.base import Place
@@ -34,33 +37,51 @@ def fetch(file: Published, place: Place, otherwise: str) -> Path:
     `otherwise` names the sources that need no download, for the one line of the ValueError where there is no network.
     """
     target = place.manual / file.name
-    place.manual.mkdir(parents=True, exist_ok=True)
-    with (place.manual / f".{file.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            remedy = f"delete it, and it is fetched again from {file.address}"
-            check_sha256(target, file.sha256, remedy)
-        else:
-            remedy = f"download {file.address} ({file.size / 1e6:,.0f} MB) to {target}; {otherwise} needs no download"
-            _download(file, target, place, remedy)
+    # A file has its name only once it is whole, so one that is there needs no lock, nor a folder that can be written.
+    if not target.exists():
+        place.manual.mkdir(parents=True, exist_ok=True)
+        with _alone(place.manual / f".{file.name}.lock", file, place):
+            # Another process may have brought it while this one waited.
+            if not target.exists():
+                remedy = (
+                    f"download {file.address} ({file.size / 1e6:,.0f} MB) to {target}; {otherwise} needs no download"
+                )
+                _download(file, target, place, remedy)
+                return target
+    check_sha256(target, file.sha256, f"delete it, and it is fetched again from {file.address}")
     return target
+
+
+@contextmanager
+def _alone(path: Path, file: Published, place: Place) -> Iterator[None]:
+    """Hold the lock on `path`; the system releases it however this process ends."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with place.progress(f"another process is downloading {file.name}: waiting for it", None):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _download(file: Published, target: Path, place: Place, remedy: str) -> None:
     part = target.with_name(f".{target.name}.part")
     try:
+        size, digest = 0, hashlib.sha256()
         with _opened(file.address, remedy) as answer, part.open("wb") as out:
-            digest = hashlib.sha256()
             with place.progress(f"downloading {file.name}", file.size, in_bytes=True) as advance:
-                while piece := _piece(answer, file, remedy):
+                # A server that never stops is cut off.
+                while size <= file.size and (piece := _piece(answer, file, remedy)):
                     out.write(piece)
                     digest.update(piece)
+                    size += len(piece)
                     advance(len(piece))
             out.flush()
             os.fsync(out.fileno())
         if digest.hexdigest() != file.sha256:
-            size = f"{part.stat().st_size:,} of {file.size:,} bytes"
-            raise ValueError(f"{file.address} sent {size} and another content than published: {remedy}")
+            raise ValueError(
+                f"{file.address} sent {size:,} of {file.size:,} bytes, not of the published content: {remedy}"
+            )
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
@@ -77,11 +98,16 @@ def _opened(address: str, remedy: str) -> Any:
     """The answer of an address; ValueError within seconds where there is none."""
     found: list[Any] = []
     failed: list[BaseException] = []
+    given_up = threading.Event()
 
     def ask() -> None:
         try:
             found.append(urllib.request.urlopen(address, timeout=STALL))
+            if given_up.is_set():
+                found[0].close()
         except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, HTTPError):
+                error.close()
             failed.append(error)
 
     # Looking up a name cannot be given a time limit; a thread that nobody waits for can be left behind.
@@ -90,5 +116,6 @@ def _opened(address: str, remedy: str) -> Any:
     asking.join(ANSWER)
     if found:
         return found[0]
+    given_up.set()
     reason = str(failed[0]) if failed else f"no answer in {ANSWER:g} s"
     raise ValueError(f"{address} cannot be reached ({reason}): {remedy}")

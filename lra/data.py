@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from lra.arrays import pieces
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from lra.tasks.base import Task
 
 SCHEMA = 1
-PIECE_BYTES = 16 << 20
 SPLITS = ("train", "val", "test")
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -72,18 +72,6 @@ class Batch(NamedTuple):
 def folder(data_dir: str | Path, task: Task, source: str) -> Path:
     """Where a data set lives."""
     return Path(data_dir) / f"{task.name}-{task.config(source)}" / task.version
-
-
-def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in consecutive pieces of up to 16 MB; of a mapped one, no more than a piece stays in memory."""
-    rows = max(PIECE_BYTES * len(array) // max(array.nbytes, 1), 1)
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    for start in range(0, len(array), rows):
-        yield array[start : start + rows]
-        if isinstance(base, mmap.mmap):
-            base.madvise(mmap.MADV_DONTNEED)
 
 
 def content_sha256(array: np.ndarray, advance: Callable[[int], None] = lambda count: None) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lra import data
+from lra.arrays import pieces
 from lra.bar import bar
 from lra.data import Split
 from lra.pictures import draw_lengths, draw_samples
@@ -105,7 +106,7 @@ def look(split: Split, advance: Callable[[int], None] = _ignore) -> Seen:
     sums: list[int] = []
     end = first = 0
     rest = split.tokens[:0]
-    for piece in data.pieces(split.tokens):
+    for piece in pieces(split.tokens):
         for start in range(0, len(piece), COUNTED):
             counts += np.bincount(piece[start : start + COUNTED], minlength=BYTES)
         block, begin, end = np.concatenate([rest, piece]), end - len(rest), end + len(piece)

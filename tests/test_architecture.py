@@ -33,6 +33,7 @@ ARROWS = {
     "lra.machine": "words",
     # Data.
     "lra.tasks": "tasks.base tasks.image tasks.listops tasks.pathfinder tasks.retrieval tasks.text words",
+    "lra.arrays": "",
     "lra.tasks.base": "",
     "lra.tasks.draws": "",
     "lra.tasks.snakes": "",
@@ -40,14 +41,14 @@ ARROWS = {
     "lra.tasks.download": "tasks.archive tasks.base",
     "lra.tasks.vocabularies": "",
     "lra.tasks.listops": "tasks.archive tasks.base tasks.draws",
-    "lra.tasks.image": "tasks.archive tasks.base tasks.download tasks.draws",
+    "lra.tasks.image": "tasks.archive tasks.base tasks.download tasks.draws tasks.vocabularies",
     "lra.tasks.retrieval": "tasks.archive tasks.base tasks.draws tasks.pair_statistics tasks.vocabularies",
     "lra.tasks.pair_statistics": "tasks.base",
-    "lra.tasks.pathfinder": "tasks.archive tasks.base tasks.draws tasks.snakes tasks.vocabularies words",
+    "lra.tasks.pathfinder": "arrays tasks.archive tasks.base tasks.draws tasks.snakes tasks.vocabularies words",
     "lra.tasks.text": "tasks.archive tasks.base tasks.download tasks.draws tasks.vocabularies words",
-    "lra.data": "tasks.base",
+    "lra.data": "arrays tasks.base",
     "lra.pictures": "data files style",
-    "lra.doctor": "bar data pictures tasks.base",
+    "lra.doctor": "arrays bar data pictures tasks.base",
     "lra.prepare": "bar data doctor files tasks tasks.base words",
     # A run.
     "lra.config": "words",
@@ -82,7 +83,7 @@ HOMES = {
     "matplotlib": {"lra.pictures", "lra.report"},
     "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
-    | {"lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
+    | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
 }
 
 

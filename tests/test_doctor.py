@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from lra import data, doctor, prepare
+from lra import arrays, data, doctor, prepare
 from lra.data import Split
 from lra.tasks import listops
 from tests.runs import ROOT, environment
@@ -219,7 +219,7 @@ def test_what_is_seen_does_not_depend_on_how_much_is_read_at_once(lengths: list[
     documents = [made.tokens[a:b].tobytes() for a, b in zip(made.offsets[:-1], made.offsets[1:], strict=True)]
     read: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "PIECE_BYTES", piece)
+        patch.setattr(arrays, "PIECE_BYTES", piece)
         patch.setattr(doctor, "COUNTED", max(piece // 3, 1))
         seen = doctor.look(made, read.append)
     assert seen.counts.tolist() == np.bincount(made.tokens, minlength=256).tolist()

@@ -400,8 +400,6 @@ def test_the_doctor_tells_the_place_of_the_patch_from_its_brightness(
     assert prepare.main(["--doctor", *SYNTHETIC, f"data_dir={prepared}"]) == 0
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     answers = {cells[0]: cells[1] for cells in rows if len(cells) == 2}
-    train = data.load(prepared, Image(), "synthetic").train.tokens.astype(np.float64)
-    assert answers["mean and standard deviation of a pixel, train"] == f"{train.mean():.1f}, {train.std():.1f}"
     nearest = "accuracy on test of the nearest class mean, fitted on train"
     assert float(answers[f"{nearest}: pixels"].rstrip("%")) > 90
     # Three standard errors above one of ten, over 256 pictures.

@@ -21,19 +21,7 @@ def questions(train: Examples, val: Examples, test: Examples) -> list[tuple[str,
     splits = {"train": train, "val": val, "test": test}
     texts = dict(zip(splits, number(splits), strict=True))
     pairs = {name: texts[name][_pairs(split)] for name, split in splits.items()}
-    keys = {name: unordered(both) for name, both in pairs.items()}
     answers = [(f"pairs of a document, {name}", _uses(split)) for name, split in splits.items()]
-    for name, both in pairs.items():
-        itself = (both[:, 0] == both[:, 1]).sum()
-        answers.append((f"pairs of a document with itself, {name}", f"{itself:,}"))
-    for name, split in splits.items():
-        again = len(keys[name]) - len(np.unique(keys[name]))
-        answers.append((f"pairs of {name} that stand there before, in either order", f"{again:,}"))
-        both_labels = np.intersect1d(keys[name][split.labels == 0], keys[name][split.labels == 1])
-        answers.append((f"pairs of {name} with both labels", f"{len(both_labels):,}"))
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = np.isin(keys[b], keys[a]).sum()
-        answers.append((f"pairs of {b} that are in {a}, in either order", f"{shared:,} ({shared / len(keys[b]):.1%})"))
     seen = np.isin(texts["test"], texts["train"]).mean()
     known = np.bincount(np.isin(pairs["test"], texts["train"]).sum(axis=1), minlength=3) / len(test.labels)
     by_text = texts["train"].max() + 1, pairs["train"], train.labels, pairs["test"]
@@ -69,11 +57,6 @@ def number(splits: Mapping[str, Examples]) -> list[np.ndarray]:
         )
         for split in splits.values()
     ]
-
-
-def unordered(pairs: np.ndarray) -> np.ndarray:
-    """(E,) int64: one number for each pair of (E, 2), the same for (a, b) and (b, a)."""
-    return pairs.min(axis=1).astype(np.int64) << 32 | pairs.max(axis=1)
 
 
 def _uses(split: Examples) -> str:

@@ -107,7 +107,6 @@ class Text(Task):
         lengths = np.diff(test.offsets)
         bounds = sorted({*(bound for bound in (1_000, 4_000) if bound < self.max_len), self.max_len})
         answers = [(f"documents of {b:,} bytes or more, test", f"{(lengths >= b).mean():.1%}") for b in bounds]
-        answers.append(("bytes beyond ASCII, test", f"{(test.tokens > 127).mean():.3%}"))
         for what, features in (("bytes", bytes), ("words", words)):
             accuracy = naive_bayes(train, test, features)
             answers.append((f"accuracy on test of naive Bayes over {what}, fitted on train", f"{accuracy:.1%}"))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tables`: the tables of docs/speed.md from the CSV files of benchmarks/speed.py."""
+"""`python -m benchmarks.tables`: the tables of docs/ from the CSV files that the benchmarks write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lra.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BEGIN, END = "<!-- {}: make bench name=tables -->\n", "<!-- end of {} -->"
-KEYS = {"page": ("docs/speed.md", "the page whose tables are written anew, between their marks")}
+KEYS = {"docs": ("docs", "the folder of the pages whose tables are written anew, between their marks")}
 
 Row = dict[str, str]
 
@@ -63,32 +63,84 @@ def peers(rows: Sequence[Row]) -> str:
     return about(rows) + grid(head, lines)
 
 
-TABLES = {"speed": cores, "peers": peers}
+def preparing(rows: Sequence[Row]) -> str:
+    """Each data set that needs no download: what it holds, and what preparing it costs."""
+    lines = [
+        [
+            f"`{row['task']}`", row["source"], f"{int(row['examples']):,}", f"{int(row['tokens']):,}",
+            f"{float(row['wall_s']):.0f} s", f"{float(row['peak_rss_mb']):.0f} MB",
+            f"{float(row['arrays_mb']):,.0f} MB", f"{float(row['records_mb']):,.0f} MB",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["task", "source", "examples", "tokens", "time", "peak memory", "arrays", "records of TFDS"]
+    return measured(rows) + grid(head, lines)
 
 
-def written(page: str) -> str:
-    """The page with its tables made from the CSV files; ValueError where a mark is missing."""
-    for name, table in TABLES.items():
-        begin, end = BEGIN.format(name), END.format(name)
+def loading(rows: Sequence[Row]) -> str:
+    """Each data set: how fast our loader makes batches of it on one core, and a torch DataLoader beside it."""
+    lines = []
+    for row in rows:
+        if row["loader"] != "ours":
+            continue
+        theirs = [other for other in rows if other["task"] == row["task"] and other["source"] == row["source"]]
+        peers = {other["workers"]: f"x {float(other['ratio']):.2f}" for other in theirs if other is not row}
+        speed = [f"{int(row[key]):,}" for key in ("examples_per_s", "tokens_per_s")]
+        lines.append([f"`{row['task']}`", row["source"], *speed, *(peers[workers] for workers in ("0", "2"))])
+    head = ["task", "source", "examples/s", "tokens/s", "DataLoader, in process", "DataLoader, 2 workers"]
+    return measured(rows) + grid(head, lines)
+
+
+def generator(rows: Sequence[Row]) -> str:
+    """Each setting of Pathfinder's generator: its speed and its statistics."""
+    lines = [
+        [
+            row["resolution"], row["difficulty"], row["ms_per_image"],
+            f"{row['tries']} ± {row['tries_standard_error']}", row["nonzero"], row["mean_pixel"], row["distractors"], row["label_1"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["pixels", "difficulty", "ms an image", "tries", "non-zero", "mean pixel", "distractors", "label 1"]
+    return f"{rows[0]['device']}; {int(rows[0]['count']):,} images of each\n\n" + grid(head, lines)
+
+
+def measured(rows: Sequence[Row]) -> str:
+    """On what the rows were measured."""
+    return f"{rows[0]['device']}; commit `{rows[0]['commit'][:12]}`\n\n"
+
+
+# The tables of each page: the CSV file of each, and what makes the table of it.
+PAGES = {
+    "speed.md": {"speed": cores, "peers": peers},
+    "data.md": {"pathfinder": generator, "preparing": preparing, "data": loading},
+}
+
+
+def written(name: str, page: str) -> str:
+    """The text of a page with its tables made from the CSV files; ValueError where a mark is missing."""
+    for file, table in PAGES[name].items():
+        begin, end = BEGIN.format(file), END.format(file)
         before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(end)
         if not found or not closed:
-            raise ValueError(f"the page has no lines {begin.strip()} and {end}")
-        page = f"{before}{begin}{table(read(RESULTS / f'{name}.csv'))}{end}{after}"
+            raise ValueError(f"{name} has no lines {begin.strip()} and {end}")
+        page = f"{before}{begin}{table(read(RESULTS / f'{file}.csv'))}{end}{after}"
     return page
 
 
 def run(options: dict[str, str]) -> int:
-    """Write the page."""
-    file = Path(options["page"])
-    write_text(file, written(file.read_text()))
-    print(f"written: {file}")
+    """Write the pages."""
+    pages = {name: Path(options["docs"]) / name for name in PAGES}
+    texts = {name: written(name, file.read_text(encoding="utf-8")) for name, file in pages.items()}
+    for name, file in pages.items():
+        write_text(file, texts[name])
+        print(f"written: {file}")
     return 0
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    return command("benchmarks.tables", "The tables of docs/speed.md from the measured CSV files.", KEYS, run, words)
+    return command("benchmarks.tables", "The tables of docs/ from the measured CSV files.", KEYS, run, words)
 
 
 if __name__ == "__main__":

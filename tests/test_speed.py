@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speed import Row, main
+from benchmarks.tables import PAGES, written
 from benchmarks.tables import main as tables
-from benchmarks.tables import written
 
 
 def test_the_growth_is_to_the_step_at_half_the_length(tmp_path: Path) -> None:
@@ -58,14 +58,15 @@ def test_a_wrong_word_is_answered_in_one_line(word: str, answer: str, capsys: py
     assert said.count("\n") == 1
 
 
-def test_the_page_of_speed_has_the_tables_of_the_measured_files() -> None:
-    page = (Path(__file__).resolve().parent.parent / "docs" / "speed.md").read_text()
-    assert written(page) == page, "make bench name=tables"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_has_the_tables_of_the_measured_files(name: str) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / name).read_text()
+    assert written(name, page) == page, "make bench name=tables"
 
 
 def test_a_page_without_marks_is_answered_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("no marks")
-    assert tables([f"page={page}"]) == 2
+    for name in PAGES:
+        (tmp_path / name).write_text("no marks")
+    assert tables([f"docs={tmp_path}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert page.read_text() == "no marks"
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"no marks"}

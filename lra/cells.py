@@ -35,6 +35,8 @@ SOURCES = {
     "pathfinder": ("release", "generated"),
     "pathx": ("release", "generated"),
 }
+# Options that make another task of a task: nothing was published for them under its name.
+OTHER_TASK = re.compile(r"(?:^|,)task\.(?:resolution|difficulty)=")
 # What needs no attention at all on ListOps: test accuracies in percent.
 LISTOPS_FLOORS = {"majority class": 17.1, "root-operator classifier": 36.2}
 # How far a published value is from its source, best first, and the mark that it carries in tables.
@@ -371,7 +373,8 @@ def cells(runs: Iterable[Run], published: Sequence[Published] = ()) -> list[Cell
         protocol, task, source, attn, words, data = key
         members = sorted(groups[key], key=lambda run: (run.finished_at, run.path))
         newest = {run.seed: run for run in members}
-        values = known[protocol, attn, task] if source in SOURCES.get(task, ()) else []
+        same_task = source in SOURCES.get(task, ()) and not OTHER_TASK.search(words)
+        values = known[protocol, attn, task] if same_task else []
         table.append(
             Cell(
                 protocol=protocol,

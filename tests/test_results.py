@@ -281,6 +281,16 @@ def test_published_values_stand_beside_their_own_distribution_only(tmp_path: Pat
     assert (cell.difference is not None) == beside
 
 
+@pytest.mark.parametrize(
+    ("changed", "beside"),
+    [({}, True), ({"train.lr": 1e-3}, True), ({"task.resolution": 64}, False), ({"task.difficulty": "easy"}, False)],
+)
+def test_nothing_published_stands_beside_other_images(tmp_path: Path, changed: dict[str, object], beside: bool) -> None:
+    write_run(tmp_path / "seed0", task="pathfinder", deviations=changed)
+    (cell,) = table_of(tmp_path, published(task="pathfinder"))
+    assert (cell.published is not None) == beside
+
+
 def test_published_values_join_on_protocol_attention_and_task(tmp_path: Path) -> None:
     write_run(tmp_path / "seed0")
     strangers = (published(protocol="google"), published(attn="mra2_s"), published(task="text"))

@@ -30,12 +30,15 @@ class Run:
     """A run directory, locked for the life of the process that holds it.
 
     Opening it refuses a directory that another process holds (Busy) or that another configuration owns (WordError
-    with the keys that differ), and puts an old run aside where `fresh` is set.
+    with the keys that differ), and puts an old run aside where `fresh` is set. A new run that ends by an error before it
+    has anything to keep leaves no directory, and the old one in its place.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
         self.config = dict(config)
+        self.aside: Path | None = None
+        self.made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         self.hold()
         try:
@@ -54,11 +57,29 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and (self.made or self.aside) and self.is_empty():
+            self.withdraw()
         self.close()
 
     def close(self) -> None:
         """Let go of the directory."""
         self.lock.close()
+
+    def is_empty(self) -> bool:
+        """Whether nothing of a run is here, only what says whose directory it is."""
+        return {file.name for file in self.path.iterdir()} <= {".lock", "config.yaml"}
+
+    def withdraw(self) -> None:
+        """Leave things as they were before this run came."""
+        for name in ("config.yaml", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        if self.aside:
+            os.rename(self.aside, self.path)
+            print(f"put the old run back as {self.path}")
+        with contextlib.suppress(OSError):
+            # Another process may have come to need a folder of these.
+            for folder in self.made:
+                folder.rmdir()
 
     @property
     def last(self) -> Path:
@@ -92,6 +113,7 @@ class Run:
         while (aside := self.path.with_name(f"{self.path.name}.old-{taken}")).exists():
             taken += 1
         os.rename(self.path, aside)
+        self.aside = aside
         self.path.mkdir()
         self.close()
         self.hold()

@@ -27,6 +27,36 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Pa
         Run(tmp_path / "run", {**CONFIG, "train": {"lr": 0.1}})
 
 
+def test_a_run_that_fails_before_it_has_anything_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no data"), Run(tmp_path / "a" / "b" / "run", CONFIG):
+        raise ValueError("no data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_later_keeps_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="late"), Run(tmp_path / "run", CONFIG) as run:
+        run.metrics.write_text("{}\n")
+        raise ValueError("late")
+    assert {file.name for file in run.path.iterdir()} == {".lock", "config.yaml", "metrics.jsonl"}
+
+
+def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no data"), Run(tmp_path, CONFIG):
+        raise ValueError("no data")
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_fresh_run_that_fails_at_once_gives_the_old_one_back(tmp_path: Path) -> None:
+    old = Run(tmp_path / "run", CONFIG)
+    old.metrics.write_text("the old run\n")
+    old.close()
+    with pytest.raises(ValueError, match="wrong"), Run(tmp_path / "run", {**CONFIG, "seed": 1, "fresh": True}):
+        raise ValueError("wrong")
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "the old run\n"
+    Run(tmp_path / "run", CONFIG).close()
+
+
 def test_other_circumstances_are_welcome(tmp_path: Path) -> None:
     Run(tmp_path / "run", CONFIG).close()
     run = Run(tmp_path / "run", {**CONFIG, "device": "cpu", "train": {"lr": 1e-4, "log_every": 1}})

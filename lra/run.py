@@ -30,8 +30,8 @@ class Run:
     """A run directory, locked for the life of the process that holds it.
 
     Opening it refuses a directory that another process holds (Busy) or that another configuration owns (WordError
-    with the keys that differ), and puts an old run aside where `fresh` is set. A new run that ends by an error before it
-    has anything to keep leaves no directory, and the old one in its place.
+    with the keys that differ), and puts an old run aside where `fresh` is set. A new run that ends by an error before
+    it has anything to keep leaves no directory, and the old one in its place.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:

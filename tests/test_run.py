@@ -34,8 +34,9 @@ def test_a_run_that_fails_before_it_has_anything_leaves_nothing(tmp_path: Path) 
 
 
 def test_a_run_that_fails_later_keeps_what_it_has(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="late"), Run(tmp_path / "run", CONFIG) as run:
-        run.metrics.write_text("{}\n")
+    run = Run(tmp_path / "run", CONFIG)
+    run.metrics.write_text("{}\n")
+    with pytest.raises(ValueError, match="late"), run:
         raise ValueError("late")
     assert {file.name for file in run.path.iterdir()} == {".lock", "config.yaml", "metrics.jsonl"}
 

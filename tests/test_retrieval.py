@@ -1,6 +1,5 @@
 """Retrieval: the published pairs, in files and archives made here, synthetic pairs, and what a sceptic asks of them."""
 
-import gzip
 import hashlib
 import io
 import random
@@ -310,18 +309,6 @@ def test_a_changed_bit_anywhere_in_an_archive_is_found(tmp_path: Path) -> None:
         ) as it:
             read(tmp_path / "manual")
         assert len(str(it.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"<html>404</html>", gzip.compress(b"not a tar file" * 200), gzip.compress(b"")],
-    ids=["no gzip", "no tar", "nothing packed"],
-)
-def test_a_foreign_archive_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "manual").mkdir()
-    (tmp_path / "manual" / "lra_release.gz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"lra_release.gz is broken or cut short|lra_release.gz holds no"):
-        read(tmp_path / "manual")
 
 
 def test_a_missing_source_says_what_to_put_where_and_leaves_nothing(

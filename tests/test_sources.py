@@ -1,6 +1,7 @@
 """What holds for the sources of every task: prepared clean after a kill, the same bytes, one line for what is wrong."""
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import yaml
 
 from lra import data, prepare
 from lra.tasks import TASKS, task
-from lra.tasks.base import Task
+from lra.tasks.archive import RELEASE
+from lra.tasks.base import Place, Task
 from lra.words import WordError
 from tests.runs import ROOT, command, environment, result
 from tests.test_prepare import AT, KEYS, SYNTHETIC, WITHOUT_TENSORFLOW, inside, run
@@ -70,6 +72,21 @@ def test_what_a_killed_preparation_left_is_gone(prepared: Prepared) -> None:
     found = inside(prepared.data_dir)
     assert {name.split("/")[0] for name in found} == {f"{prepared.task.name}-synthetic", "tfds"}
     assert not [name for name in found if "incomplete" in name or "partial" in name or "scratch" in name]
+
+
+@pytest.mark.parametrize("name", ["listops", "retrieval", "pathfinder", "pathx"])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>404</html>", gzip.compress(b"not a tar file" * 200), gzip.compress(b"")],
+    ids=["no gzip", "no tar", "nothing packed"],
+)
+def test_a_foreign_archive_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / RELEASE).write_bytes(content)
+    facts = TASKS[name]()
+    (source,) = (source for source in facts.sources if source not in MADE)
+    with pytest.raises(ValueError, match=rf"{RELEASE} is broken or cut short|{RELEASE} holds no") as caught:
+        facts.read(source, Place(tmp_path, tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_bytes_are_those_of_every_other_machine(prepared: Prepared) -> None:

@@ -68,12 +68,22 @@ def preparing(rows: Sequence[Row]) -> str:
     lines = [
         [
             f"`{row['task']}`", row["source"], f"{int(row['examples']):,}", f"{int(row['tokens']):,}",
-            f"{float(row['wall_s']):.0f} s", f"{float(row['peak_rss_mb']):.0f} MB",
+            f"{float(row['wall_s']):.0f} s", f"{float(row['cpu_s']):.0f} s", f"{float(row['peak_rss_mb']):.0f} MB",
             f"{float(row['arrays_mb']):,.0f} MB", f"{float(row['records_mb']):,.0f} MB",
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["task", "source", "examples", "tokens", "time", "peak memory", "arrays", "records of TFDS"]
+    head = [
+        "task",
+        "source",
+        "examples",
+        "tokens",
+        "time",
+        "processor time",
+        "peak memory",
+        "arrays",
+        "records of TFDS",
+    ]
     return measured(rows) + grid(head, lines)
 
 
@@ -96,7 +106,8 @@ def generator(rows: Sequence[Row]) -> str:
     lines = [
         [
             row["resolution"], row["difficulty"], row["ms_per_image"],
-            f"{row['tries']} ± {row['tries_standard_error']}", row["nonzero"], row["mean_pixel"], row["distractors"], row["label_1"],
+            f"{row['tries']} ± {row['tries_standard_error']}",
+            row["nonzero"], row["mean_pixel"], row["distractors"], row["label_1"],
         ]
         for row in rows
     ]  # fmt: skip

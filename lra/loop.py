@@ -6,7 +6,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
@@ -110,14 +110,18 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, max_len: int, batch_size: int, device: torch.device, dtype: torch.dtype,
-    stop: StopSignal | None = None, mask_zero: bool = False,
+    mask_zero: bool = False, each: Callable[[int], object] = lambda done: None,
 ) -> Scores:  # fmt: skip
-    """Score every example of a split; nothing is dropped, batches are cut by length."""
+    """Score every example of a split; nothing is dropped, batches are cut by length.
+
+    Before each batch, `each` hears how many examples are done; what it raises ends the evaluation.
+    """
     logits: Tensor | None = None
+    done = 0
     model.eval()
     for indices in evaluation_batches(split, batch_size):
-        if stop:
-            stop.answer()
+        each(done)
+        done += len(indices)
         batch = to_device(collate(split, indices, max_len, mask_zero=mask_zero), device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = model(batch.tokens, batch.mask).float()
@@ -325,12 +329,17 @@ class Trainer:
         self.metrics.write(record)
         self.tracker.log(record["step"], record)
 
-    def score(self, split: Split) -> Scores:
+    def score(self, split: Split, name: str) -> Scores:
+        """Score a split that the display calls `name`; a signal is answered between two batches."""
+
+        def each(done: int) -> None:
+            self.stop.answer()
+            self.display.scored(name, done, len(split.labels))
+
         try:
             return evaluate(
-                self.model, split, self.max_len, self.options.batch_size, self.device, self.dtype, self.stop,
-                self.mask_zero,
-            )  # fmt: skip
+                self.model, split, self.max_len, self.options.batch_size, self.device, self.dtype, self.mask_zero, each
+            )
         except RuntimeError as error:
             if machine.is_out_of_memory(error):
                 raise OutOfMemory(f"no memory to evaluate {self.options.batch_size} examples at once") from error
@@ -339,9 +348,8 @@ class Trainer:
     def validate(self) -> None:
         """Score the validation split; strictly better than ever before is the best, and kept if it is to be tested."""
         self.settle()
-        self.display.phase("val")
         try:
-            scores = self.score(self.data.val)
+            scores = self.score(self.data.val, "val")
         except Stopped:
             self.save()
             raise
@@ -354,7 +362,6 @@ class Trainer:
         record = {"step": self.state.step, "split": "val", "loss": scores.loss, "accuracy": scores.accuracy}
         self.record(record)
         self.display.evaluation(record, best)
-        self.display.phase("train")
         self.save()
 
     def save(self) -> None:
@@ -397,10 +404,10 @@ class Trainer:
 
     def conclude(self) -> tuple[Scores, Scores]:
         """Score the weights of `tested`: the whole test split, and as many training examples as validation has."""
-        self.display.phase("test")
         if self.options.select == "best":
             self.model.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
-        return self.score(self.data.test), self.score(head(self.data.train, len(self.data.val.labels)))
+        seen = head(self.data.train, len(self.data.val.labels))
+        return self.score(self.data.test, "test"), self.score(seen, "train again")
 
     def write_predictions(self, test: Scores) -> None:
         """Write predictions.npz for the test split: logits (E, classes), predictions and labels (E,), in its order."""

@@ -10,6 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# Seconds of an evaluation after which plain lines say how far it is.
+SILENCE = 30.0
+
 
 class Display:
     """Shows records as they are logged. Use it as a context manager around the loop."""
@@ -17,6 +20,7 @@ class Display:
     def __init__(self, steps: int, done: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.steps, self.first, self.began = steps, done, time.monotonic()
+        self.said = self.began
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -40,7 +44,7 @@ class Display:
     def step(self, step: int) -> None:
         """Move the bar; a terminal shows every step."""
         if self.bar:
-            self.bar.update(self.task, completed=step)
+            self.bar.update(self.task, description="train", completed=step)
 
     def train(self, record: Mapping[str, Any]) -> None:
         """Show a logged window of training steps."""
@@ -60,13 +64,16 @@ class Display:
             f"acc {record['accuracy']:.1%}{'  (best so far)' if best else ''}"
         )
 
-    def phase(self, name: str) -> None:
-        """Name what is going on when it is not training."""
+    def scored(self, name: str, done: int, total: int) -> None:
+        """Show how many examples of an evaluation are done: on a bar at once, in a plain line only now and then."""
         if self.bar:
-            self.bar.update(self.task, description=name)
+            self.bar.update(self.task, description=f"{name} {done / total:.0%}")
+        elif time.monotonic() - self.said >= SILENCE:
+            self.say(f"{name}  {done:,} of {total:,} examples")
 
     def say(self, line: str) -> None:
         """One line of plain text."""
+        self.said = time.monotonic()
         self.console.print(line, markup=False)
 
     def left(self, step: int) -> str:

@@ -361,13 +361,13 @@ def test_black_pixels_are_padding_where_they_are_asked_to_be(trainer: Any, tmp_p
         data.train.tokens.reshape(-1, 32)[np.concatenate([masked.sampler.batch(i) for i in range(12)])]
     )
     assert masked.state.tokens == lit
-    scores = masked.score(data.test)
+    scores = masked.score(data.test, "test")
     assert np.isfinite(scores.logits).all()
 
     # What a black pixel is embedded as no longer matters.
     with torch.no_grad():
         masked.model.encoder.tokens.weight[0] += 1
-    np.testing.assert_allclose(masked.score(data.test).logits, scores.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(masked.score(data.test, "test").logits, scores.logits, rtol=1e-5, atol=1e-6)
     plain = trainer(replace(given, task=TASK), data, name="plain")
     train(plain, tmp_path)
     assert plain.state.tokens == 12 * 8 * 32

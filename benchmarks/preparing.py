@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.rows import choices, write_rows
 from lra import data
@@ -53,7 +53,7 @@ class Row(NamedTuple):
     commit: str
 
 
-def prepare(name: str, source: str, data_dir: Path, stamp: dict[str, str]) -> Row:
+def prepare(name: str, source: str, data_dir: Path) -> dict[str, Any]:
     """Prepare one data set. OSError where the command fails; it has said why."""
     facts = TASKS[name]()
     folder = data.folder(data_dir, facts, source)
@@ -71,19 +71,19 @@ def prepare(name: str, source: str, data_dir: Path, stamp: dict[str, str]) -> Ro
         raise OSError(f"preparing {name} ({source}) ended with exit code {child.returncode}")
     manifest = data.load(data_dir, facts, source).manifest
     splits = manifest["splits"].values()
-    return Row(
-        name,
-        source,
-        sum(split["examples"] for split in splits),
-        sum(split["tokens"] for split in splits),
-        round(wall, 1),
-        round(usage.ru_utime + usage.ru_stime, 1),
-        round(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6),
-        megabytes(folder),
-        sum(megabytes(records) for records in (data_dir / "tfds").glob(f"lra_{name}*/{facts.config(source)}")),
-        manifest["sha256"],
-        **stamp,
-    )
+    records = (data_dir / "tfds").glob(f"lra_{name}*/{facts.config(source)}")
+    return {
+        "task": name,
+        "source": source,
+        "examples": sum(split["examples"] for split in splits),
+        "tokens": sum(split["tokens"] for split in splits),
+        "wall_s": round(wall, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_rss_mb": round(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6),
+        "arrays_mb": megabytes(folder),
+        "records_mb": sum(map(megabytes, records)),
+        "sha256": manifest["sha256"],
+    }
 
 
 def megabytes(folder: Path) -> float:
@@ -96,21 +96,23 @@ def run(options: dict[str, str]) -> int:
     tasks = choices("tasks", options["tasks"], list(TASKS))
     sources = choices("sources", options["sources"], MADE)
 
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in tasks:
+            for source in (source for source in TASKS[name].sources if source in sources):
+                row = prepare(name, source, Path(options["data_dir"] or folder))
+                rows.append(row)
+                disk = f"arrays {row['arrays_mb']:,.1f} MB, records {row['records_mb']:,.1f} MB"
+                print(f"{name} ({source}): {row['wall_s']} s, peak {row['peak_rss_mb']:,.0f} MB, {disk}", flush=True)
+
+    # Not before: the system counts what this process holds when it starts a child to the peak of the child.
     import torch
 
     from lra.machine import device_name, git_commit, versions
 
     stamp = {"device": device_name(torch.device("cpu")), **versions(), "commit": git_commit()}
     print(f"{stamp['device']}; numpy {stamp['numpy']}, Python {stamp['python']}; commit {stamp['commit'] or 'none'}")
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in tasks:
-            for source in (source for source in TASKS[name].sources if source in sources):
-                row = prepare(name, source, Path(options["data_dir"] or folder), stamp)
-                rows.append(row)
-                disk = f"arrays {row.arrays_mb:,.1f} MB, records {row.records_mb:,.1f} MB"
-                print(f"{name} ({source}): {row.wall_s} s, peak {row.peak_rss_mb:,.0f} MB, {disk}", flush=True)
-    write_rows(options["out"], Row._fields, rows)
+    write_rows(options["out"], Row._fields, [Row(**row, **stamp) for row in rows])
     return 0
 
 

@@ -110,7 +110,7 @@ def run(options: dict[str, str]) -> int:
 
     from lra.machine import device_name, git_commit, versions
 
-    stamp = {"device": device_name(torch.device("cpu")), **versions(), "commit": git_commit()}
+    stamp: dict[str, Any] = {"device": device_name(torch.device("cpu")), **versions(), "commit": git_commit()}
     print(f"{stamp['device']}; numpy {stamp['numpy']}, Python {stamp['python']}; commit {stamp['commit'] or 'none'}")
     write_rows(options["out"], Row._fields, [Row(**row, **stamp) for row in rows])
     return 0

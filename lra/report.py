@@ -152,7 +152,9 @@ def _draw_run(left: Axes, right: Axes, run: Run, curves: dict[str, Curve], colou
             continue
         steps, loss, accuracy = curves[split] if split == "val" else windows(curves[split])
         for axes, values in ((left, loss), (right, accuracy)):
-            axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=width, alpha=alpha)
+            # A line through a single point is nothing to be seen.
+            point: Any = {"marker": "."} if len(steps) == 1 else {}
+            axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=width, alpha=alpha, **point)
             if run.status == "diverged" and split == "train":
                 axes.plot(*_last(steps, values), "x", color=colour, markersize=6, markeredgewidth=1.8)
     if run.status == "finished" and run.accuracy is not None:

@@ -329,10 +329,12 @@ def test_few_blocks_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("end", ["close", "interrupt"])
 def test_a_caller_that_stops_leaves_no_thread(end: str, request: pytest.FixtureRequest) -> None:
+    # Those of another test's stream may still be there.
+    others = set(threading.enumerate())
     if end == "close":
         stream = blocks(5, 32, "easy", 0, 10**9, threads=2)
         next(stream)
-        assert any(thread.name.startswith("snakes") for thread in threading.enumerate())
+        assert any(thread.name.startswith("snakes") for thread in set(threading.enumerate()) - others)
         stream.close()  # type: ignore[attr-defined]
     else:
         # Whoever runs the tests in several processes may have them ignore the signal.
@@ -345,7 +347,7 @@ def test_a_caller_that_stops_leaves_no_thread(end: str, request: pytest.FixtureR
         with pytest.raises(KeyboardInterrupt):
             next(stream)
         alarm.join()
-    assert not any(thread.name.startswith("snakes") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("snakes") for thread in set(threading.enumerate()) - others)
 
 
 def test_images_that_nobody_wants_are_not_made() -> None:

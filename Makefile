@@ -21,6 +21,9 @@ variants: .venv/.ready ## every attention: paper, cost, exact limit, parameters
 bench: .venv/.ready ## speed and memory:  make bench name=speed
 	@exec $(PY) -m benchmarks.$(BENCH) $(WORDS) $(ARGS)
 
+kernels: .venv/.ready ## compile the CPU kernels ahead of their first use
+	@exec $(PY) -m csrc.zoo
+
 ##@ Data
 data: .venv/.ready ## prepare a task's data:  make data task=listops
 	@exec $(PY) -m lra.prepare $(WORDS) $(ARGS)
@@ -60,7 +63,7 @@ help: ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep compare variants bench data data-doctor setup test test-parity peers lint format clean help
+TARGETS := lra sweep compare variants bench kernels data data-doctor setup test test-parity peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
 CODE := lra attention_zoo csrc benchmarks tests

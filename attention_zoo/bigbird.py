@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .base import Attention, whole
 from .functional import block_counts
+from .ops import kernels
 from .ops.block_sparse import attend_pairs
 
 
@@ -63,7 +64,7 @@ class BigBird(Attention):
         return {"window_blocks": 2 * seq_len + 1}
 
     def kernel(self, device: torch.device) -> str:
-        return "reference"
+        return kernels.name(device)
 
     def select(self, real: Tensor) -> Tensor:
         """The pattern of examples whose blocks `real` (B, K) hold real tokens: (B, H, P, 2) int64, sorted by query

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,14 +20,6 @@ def block_means(x: Tensor, counts: Tensor, block_size: int) -> Tensor:
     """
     x = F.pad(x, (0, 0, 0, -x.shape[2] % block_size)).unflatten(2, (-1, block_size))  # (B, H, K, block_size, D)
     return x.sum(3, dtype=torch.float64) / counts.clamp(min=1)[:, None, :, None]
-
-
-def masked_softmax(logits: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax and logsumexp over the kept entries of the last dimension; where a row keeps none, 0 and -inf."""
-    some = keep.any(-1, keepdim=True)
-    # A row that keeps nothing is computed over all its entries and dropped afterwards, so that no gradient is NaN.
-    logits = logits.masked_fill(some & ~keep, -math.inf)
-    return logits.softmax(-1).masked_fill(~some, 0.0), logits.logsumexp(-1).masked_fill(~some.squeeze(-1), -math.inf)
 
 
 def orthogonal_features(count: int, dim: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Attention, whole
 from .functional import block_counts, block_means
+from .ops import kernels
 from .ops.block_sparse import block_sparse_attention
 from .refinement import Cover, Pairs, highest, largest, pick
 from .selection import BUDGETS
@@ -65,7 +66,7 @@ class MRA(Attention):
         return {"blocks_per_row": (seq_len, seq_len)}
 
     def kernel(self, device: torch.device) -> str | None:
-        return "reference" if self.scales[-1] == 1 else None
+        return kernels.name(device) if self.scales[-1] == 1 else None
 
     def share(self, mask: Tensor) -> Tensor:
         """(B,) the share of an example's real block pairs that the budgets let reach single tokens; mask (B, N).

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
-from .functional import block_means
 from .ops.block_sparse import attend_pairs
 from .selection import SelectsBlocks
 
@@ -20,9 +16,5 @@ class MRA2S(SelectsBlocks):
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            counts = self.counts(q, mask)  # (B, K)
-            q_mean, k_mean = (block_means(x, counts, self.block_size) for x in (q, k))  # (B, H, K, D)
-            logits = q_mean @ k_mean.mT / math.sqrt(self.head_dim)  # (B, H, K, K)
-            pairs = self.select(logits, counts)  # (B, H, P, 2)
+        pairs = self.choose(q, k, mask)  # (B, H, P, 2)
         return attend_pairs(q, k, v, mask, pairs, self.block_size)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .base import Attention, whole
 from .functional import block_counts
+from .ops import kernels
+from .ops.block_choice import block_logits, choose_blocks
 
 BUDGETS = ("seq_len", "length")
-
-# A rank is GROUP x (0, 1 or 2) plus a place below GROUP; a pair of rank NEVER cannot be chosen.
-GROUP = 2**60
-NEVER = 2**62
 
 
 class SelectsBlocks(Attention):
@@ -54,7 +50,7 @@ class SelectsBlocks(Attention):
         return {"blocks_per_row": seq_len}
 
     def kernel(self, device: torch.device) -> str:
-        return "reference"
+        return kernels.name(device)
 
     def share(self, mask: Tensor) -> Tensor:
         """(B,) the share of an example's real block pairs that fits the budget; mask (B, N). 0 where nothing is real.
@@ -85,35 +81,17 @@ class SelectsBlocks(Attention):
     def select(self, logits: Tensor, counts: Tensor) -> Tensor:
         """Choose the block pairs of every head: (B, H, P, 2) int64, sorted, empty pairs (K, 0) at the end.
 
-        logits (B, H, K, K) of the block means, float64; counts (B, K) of real tokens in each block. A pair's score is
-        its logit minus the largest of its row. First come the pairs that `first_blocks` and `diagonal_blocks` force,
-        then each row's best, then the others; within each by score, and equal scores by (query block, key block).
+        logits (B, H, K, K) of the block means; counts (B, K) of real tokens in each block. `ops/block_choice.py` says
+        in which order pairs are chosen.
         """
         count = logits.shape[-1]
-        pairs = min(self.blocks_per_row * -(-self.seq_len // self.block_size), count**2)
-        filled = counts > 0  # (B, K)
-        real = (filled[:, :, None] & filled[:, None, :])[:, None]  # (B, 1, K, K)
-        x, y = torch.arange(count, device=logits.device)[:, None], torch.arange(count, device=logits.device)
+        most = min(self.blocks_per_row * -(-self.seq_len // self.block_size), count**2)
+        real = counts > 0
+        budget = self._pairs(real.sum(-1))
+        forced = self.first_blocks, self.diagonal_blocks
+        return choose_blocks(logits, real, budget, most, *forced, fill=self._misses_rows())
 
-        # Logits that differ by the rounding of float64 alone become equal. The bits of a float32 >= 0, read as an
-        # integer, are in its order; x K + y makes every rank different.
-        logits = logits.float().masked_fill(~real, -math.inf)
-        lost = (logits.amax(-1, keepdim=True) - logits).view(torch.int32).long() & 0x7FFFFFFF
-        rank = (lost * count**2 + x * count + y).masked_fill(~real, NEVER)  # (B, H, K, K)
-        best = rank.amin(-1, keepdim=True)  # (B, H, K, 1)
-        forced = (x < self.first_blocks) | (y < self.first_blocks)
-        if self.diagonal_blocks:
-            forced = forced | ((x - y).abs() <= self.diagonal_blocks // 2)
-        group = torch.where(forced, 0, torch.where(rank == best, 1, 2))
-        rank = torch.where(real, rank + group * GROUP, NEVER).flatten(-2)
-
-        rank = rank.topk(pairs, largest=False, sorted=True).values  # (B, H, P)
-        affordable = torch.arange(pairs, device=rank.device) < self._pairs(filled.sum(-1))[:, None, None]
-        chosen = torch.where((rank < NEVER) & affordable, rank % GROUP % count**2, count**2)
-        if self._misses_rows():
-            empty = filled.new_zeros(*chosen.shape[:2], count + 1)
-            missed = filled[:, None] & ~empty.scatter(-1, chosen // count, True)[..., :count]
-            extra = torch.where(missed, best.squeeze(-1) % count**2, count**2)  # (B, H, K)
-            chosen = torch.cat([chosen, extra], -1)
-        chosen = chosen.sort(-1).values
-        return torch.stack([chosen // count, chosen % count], -1)
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """The pairs of `select` for queries and keys (B, H, N, D), mask (B, N)."""
+        return self.select(block_logits(q, k, mask, self.block_size), self.counts(q, mask))

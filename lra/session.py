@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from attention_zoo.base import Attention
+from attention_zoo.ops import kernels
 from lra import machine
 from lra.attention import spelled
 from lra.budget import excess
@@ -32,6 +33,11 @@ def go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
 
     rival: what the same words amount to with softmax, whose parameters the run's are held against.
     """
+    with kernels.use(config.kernel):
+        _go(config, rival, run, facts)
+
+
+def _go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
     trainer = set_up(config, run)
     about = {**facts, **circumstances(trainer), "params_softmax": size_of(rival, trainer.data)}
     announce(trainer, about)
@@ -96,11 +102,15 @@ def size_of(config: Config, data: Data) -> int:
 def circumstances(trainer: Trainer) -> dict[str, Any]:
     """What a run stands on, as result.json says it."""
     core = first_core(trainer.model)
+    try:
+        kernel = core.kernel(trainer.device)
+    except kernels.KernelError as error:
+        raise WordError(str(error)) from None
     return {
         "params": parameter_count(trainer.model),
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
-        "kernel": core.kernel(trainer.device),
+        "kernel": kernel,
         "exact_share": exact_share(trainer),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),

@@ -37,7 +37,7 @@ def lra(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         ("train.steps=0", "train.steps=0 must be at least 1"),
         ("tracker=wand", "tracker=wand is not one of"),
         ("device=gpu", "device=gpu is not one of auto, cpu, cuda"),
-        ("kernel=cuda", "kernel=cuda is not one of auto, reference"),
+        ("kernel=cuda", "kernel=cuda is not one of auto, reference, cpu"),
         ("listops", "'listops' is not of the form key=value"),
         ("train.lr=[", "'train.lr=[' is not of the form key=value"),
     ],
@@ -99,7 +99,7 @@ def test_a_run_leaves_the_files_of_the_contract_and_a_second_cell_fails_alone(tm
     )
     low, high = told["test"]["ci95"]
     assert 0 <= low <= told["test"]["accuracy"] <= high <= 1
-    assert told["kernel"] == "reference"
+    assert told["kernel"] == "cpu"
     assert told["steps"] == 6
     assert told["deviations"]["task.source"] == "synthetic"
     assert told["params_softmax"] == told["params"]

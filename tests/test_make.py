@@ -189,7 +189,9 @@ def test_a_signal_to_make_reaches_python(ready: Path) -> None:
 def test_help_names_every_target_once(bare: Path) -> None:
     done = make(bare)
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
-    expected = "lra sweep compare variants bench data data-doctor setup test test-parity peers lint format clean help"
+    expected = (
+        "lra sweep compare variants bench kernels data data-doctor setup test test-parity peers lint format clean help"
+    )
     assert sorted(listed) == sorted(expected.split())
     assert not (bare / "calls").exists()
 

@@ -33,7 +33,7 @@ def test_speed_writes_a_row_per_attention_and_length(tmp_path: Path, capsys: pyt
     ]
     assert tuple(rows[0]) == Row._fields
     assert {row["against"] for row in rows} == {"softmax, zoo core"}
-    assert [row["kernel"] for row in rows[:2]] == ["", "reference"]
+    assert [row["kernel"] for row in rows[:2]] == ["", "cpu"]
     for row in rows:
         assert min(float(row[key]) for key in ("forward_ms", "step_ms", "forward_ratio", "step_ratio")) > 0
         assert float(row["peak_mb"]) >= 0

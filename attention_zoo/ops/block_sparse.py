@@ -1,7 +1,7 @@
 """Softmax attention over a list of (query block, key block) pairs, and one virtual key per query block.
 
-`zoo::block_sparse_attention` has a schema, a reference in plain PyTorch for every device, a fake and a backward; a
-compiled library replaces the reference by registering the two operators for its device. It takes, for G heads:
+`zoo::block_sparse_attention` has a schema, a reference in plain PyTorch for every device and dtype, a fake and a
+backward. On a CPU the compiled library of ops/kernels.py replaces the reference. It takes, for G heads:
 
 q, k, v      (G, N, D), one floating dtype
 blocks       (G, P, 2) int32 or int64: distinct pairs (query block, key block), sorted by query block. With K = ceil(N /
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import block_sparse_cpu, kernels
 from .precision import LN2, without_autocast
 
 torch.library.define(
@@ -157,9 +158,8 @@ def _logits(q: Tensor, k_t: Tensor, keep: Tensor | None, at: _Heads) -> Tensor:
     return torch.baddbmm(_pick(keep, at.part, at.key), q, _pick(k_t, at.part, at.key))
 
 
-@torch.library.impl("zoo::block_sparse_attention", "CompositeExplicitAutograd")
 @without_autocast
-def _reference(
+def reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -212,9 +212,8 @@ def _reference(
     return out.to(v.dtype).contiguous(), lse.contiguous()
 
 
-@torch.library.impl("zoo::block_sparse_attention_backward", "CompositeExplicitAutograd")
 @without_autocast
-def _reference_backward(
+def reference_backward(
     d_out: Tensor,
     d_lse: Tensor,
     q: Tensor,
@@ -274,6 +273,42 @@ def _reference_backward(
     d_value = (weights.mT @ d_mixed).squeeze(2)  # (G, K, D)
     d_logit = ((d_mixed @ value[..., None] - shift) * weights).sum((2, 3))  # (G, K)
     return d_q, d_k, d_v, d_logit.to(prior_logit.dtype), d_value.to(prior_value.dtype)
+
+
+torch.library.impl("zoo::block_sparse_attention", "CompositeExplicitAutograd", reference)
+torch.library.impl("zoo::block_sparse_attention_backward", "CompositeExplicitAutograd", reference_backward)
+
+
+@torch.library.impl("zoo::block_sparse_attention", "CPU")
+def _on_cpu(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    run = block_sparse_cpu.forward if kernels.compiled(q, k, v) else reference
+    return run(q, k, v, *rest)
+
+
+@torch.library.impl("zoo::block_sparse_attention_backward", "CPU")
+def _on_cpu_backward(
+    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    run = block_sparse_cpu.backward if kernels.compiled(q, k, v) else reference_backward
+    return run(d_out, d_lse, q, k, v, *rest)
+
+
+@kernels.probe
+def _probe() -> None:
+    """ValueError unless the compiled operator and its backward agree with the reference on a small example."""
+    wave = torch.arange(2 * 40 * 12, dtype=torch.float32).view(2, 40, 12)
+    q, k, v = ((factor * wave).sin() for factor in (0.7, 1.1, 1.3))
+    blocks = torch.tensor([[[0, 0], [0, 2], [2, 1]], [[1, 0], [1, 1], [3, 0]]])
+    mask = torch.arange(40).remainder(7).ne(3).expand(2, 40)
+    given: tuple[Any, ...] = (blocks, 16, mask, wave[:, :3, 0].cos(), wave[:, :3].cos())
+    expected = reference(q, k, v, *given)
+    alive = expected[1] > -math.inf
+    after = (wave + 1).cos(), torch.where(alive, wave[:, :, 0].sin(), 0.0), q, k, v, *expected
+    kernels.agree(
+        "zoo::block_sparse_attention",
+        (*block_sparse_cpu.forward(q, k, v, *given), *block_sparse_cpu.backward(*after, *given)),
+        (*expected, *reference_backward(*after, *given)),
+    )
 
 
 @torch.library.register_fake("zoo::block_sparse_attention")

@@ -1,0 +1,299 @@
+// The compiled operators, for torch: the only file that knows it, and of it only the stable ABI.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <tuple>
+
+#include "block_sparse.hpp"
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+// $ZOO_ISA, for tests and comparisons, or the best that this machine has.
+int level() {
+    const char* names[] = {"portable", "avx2", "avx512"};
+    const char* word = std::getenv("ZOO_ISA");
+    const int best = zoo_best();
+    if (!word || !*word) return best;
+    for (int i = 0; i < 3; ++i)
+        if (!std::strcmp(word, names[i])) {
+            STD_TORCH_CHECK(i <= best, "ZOO_ISA=", word, ": this processor has no more than ", names[best]);
+            return i;
+        }
+    STD_TORCH_CHECK(false, "ZOO_ISA=", word, " is not one of portable, avx2, avx512");
+}
+
+const float* numbers(const Tensor& x, const char* name) {
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.is_cpu(), name,
+                    " must be a dense float32 tensor on the CPU");
+    return static_cast<const float*>(x.const_data_ptr());
+}
+
+const float* numbers(const std::optional<Tensor>& x, const char* name) { return x ? numbers(*x, name) : nullptr; }
+
+const uint8_t* flags(const std::optional<Tensor>& mask) {
+    if (!mask) return nullptr;
+    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->is_contiguous() && mask->is_cpu(),
+                    "mask must be a dense bool tensor on the CPU");
+    return static_cast<const uint8_t*>(mask->const_data_ptr());
+}
+
+float* fresh(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+Tensor like(const Tensor& x, std::initializer_list<int64_t> sizes, ScalarType dtype = ScalarType::Float) {
+    return torch::stable::new_empty(x, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), dtype);
+}
+
+ZooShape shape_of(const Tensor& q, const Tensor& blocks, int64_t block_size, double scale) {
+    STD_TORCH_CHECK(q.dim() == 3 && q.size(2) % 16 == 0, "D must be a multiple of 16");
+    const int64_t length = q.size(1), count = (length + block_size - 1) / block_size;
+    return {q.size(0), length, q.size(2), block_size, count, blocks.size(1), static_cast<float>(scale)};
+}
+
+// The pairs of all heads, sorted both ways if `columns`; the tensors own what the pointers show.
+struct Sorted {
+    Tensor rows, keys;
+    std::optional<Tensor> columns, queries;
+    ZooPairs pairs;
+
+    Sorted(const ZooShape& s, const Tensor& blocks, bool both)
+        : rows(like(blocks, {s.heads, s.count + 1}, ScalarType::Int)),
+          keys(like(blocks, {s.heads, s.pairs}, ScalarType::Int)) {
+        const bool wide = blocks.scalar_type() == ScalarType::Long;
+        STD_TORCH_CHECK((wide || blocks.scalar_type() == ScalarType::Int) && blocks.is_contiguous() && blocks.is_cpu(),
+                        "blocks must be a dense int32 or int64 tensor on the CPU");
+        if (both) {
+            columns = like(blocks, {s.heads, s.count + 1}, ScalarType::Int);
+            queries = like(blocks, {s.heads, s.pairs}, ScalarType::Int);
+        }
+        auto at = [](Tensor& x) { return static_cast<int32_t*>(x.mutable_data_ptr()); };
+        int32_t *r = at(rows), *k = at(keys), *c = both ? at(*columns) : nullptr, *q = both ? at(*queries) : nullptr;
+        const void* from = blocks.const_data_ptr();
+        const int64_t wrong = zoo_sort_pairs(&s, from, wide, r, k, c, q, 0, s.heads);
+        STD_TORCH_CHECK(wrong < 0, "blocks[", wrong / (s.pairs ? s.pairs : 1), ", ", wrong % (s.pairs ? s.pairs : 1),
+                        "] is no pair of blocks below ", s.count, ", or not sorted by query block");
+        pairs = {r, k, c, q};
+    }
+};
+
+std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor blocks, int64_t block_size, double scale,
+                                   std::optional<Tensor> mask, std::optional<Tensor> prior_logit,
+                                   std::optional<Tensor> prior_value) {
+    const ZooShape shape = shape_of(q, blocks, block_size, scale);
+    const Sorted sorted(shape, blocks, false);
+    Tensor out = like(q, {shape.heads, shape.length, shape.dim}), lse = like(q, {shape.heads, shape.length});
+    const ZooForward p = {shape, sorted.pairs, numbers(q, "q"), numbers(k, "k"), numbers(v, "v"), flags(mask),
+                          numbers(prior_logit, "prior_logit"), numbers(prior_value, "prior_value"),
+                          fresh(out), fresh(lse)};
+    const int isa = level();
+    torch::stable::parallel_for(0, shape.heads * shape.count, 1,
+                                [&](int64_t begin, int64_t end) { zoo_forward(&p, isa, begin, end); });
+    return {out, lse};
+}
+
+// Whole heads at a time need five products instead of seven, but there must be heads enough to keep all threads busy.
+bool by_heads(int64_t heads) {
+    const char* word = std::getenv("ZOO_BACKWARD");
+    if (word && !std::strcmp(word, "heads")) return true;
+    if (word && !std::strcmp(word, "rows")) return false;
+    const int64_t threads = torch::stable::get_num_threads(), each = (heads + threads - 1) / threads;
+    return 5 * each * threads <= 7 * heads;
+}
+
+// What a head's backward goes on with where whole heads are computed at a time.
+using Coarse = std::function<void(const ZooBackward&, int, int64_t)>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients attention_backward(const ZooShape& shape, const Sorted& sorted, const Tensor& d_out, const Tensor& d_lse,
+                             const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
+                             const std::optional<Tensor>& mask, const std::optional<Tensor>& prior_logit,
+                             const std::optional<Tensor>& prior_value, const Coarse& coarse = {}) {
+    Tensor shift = like(q, {shape.heads, shape.length}), total = like(q, {shape.heads, shape.length});
+    Tensor d_q = like(q, {shape.heads, shape.length, shape.dim}), d_k = like(q, {shape.heads, shape.length, shape.dim}),
+           d_v = like(q, {shape.heads, shape.length, shape.dim});
+    const int64_t priors = prior_logit ? shape.heads : 0;
+    Tensor d_logit = like(q, {priors, shape.count}), d_value = like(q, {priors, shape.count, shape.dim});
+    const ZooBackward p = {shape, sorted.pairs, numbers(q, "q"), numbers(k, "k"), numbers(v, "v"),
+                           numbers(out, "out"), numbers(lse, "lse"), numbers(d_out, "d_out"), numbers(d_lse, "d_lse"),
+                           flags(mask), numbers(prior_logit, "prior_logit"), numbers(prior_value, "prior_value"),
+                           fresh(shift), fresh(total), fresh(d_q), fresh(d_k), fresh(d_v), fresh(d_logit),
+                           fresh(d_value)};
+    const int isa = level();
+    const auto parallel = [&](int64_t items, int64_t grain, void (*phase)(const ZooBackward*, int, int64_t, int64_t)) {
+        torch::stable::parallel_for(0, items, grain,
+                                    [&](int64_t begin, int64_t end) { phase(&p, isa, begin, end); });
+    };
+    if (!sorted.columns) {
+        torch::stable::parallel_for(0, shape.heads, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t head = begin; head < end; ++head) {
+                zoo_backward_shift(&p, isa, head * shape.length, (head + 1) * shape.length);
+                zoo_backward_heads(&p, isa, head, head + 1);
+                if (coarse) coarse(p, isa, head);
+            }
+        });
+    } else {
+        parallel(shape.heads * shape.length, 1024, zoo_backward_shift);
+        parallel(shape.heads * shape.count, 1, zoo_backward_rows);
+        parallel(shape.heads * shape.count, 1, zoo_backward_columns);
+    }
+    return {d_q, d_k, d_v, d_logit, d_value};
+}
+
+Gradients backward(Tensor d_out, Tensor d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor blocks,
+                   int64_t block_size, double scale, std::optional<Tensor> mask, std::optional<Tensor> prior_logit,
+                   std::optional<Tensor> prior_value) {
+    const ZooShape shape = shape_of(q, blocks, block_size, scale);
+    const Sorted sorted(shape, blocks, !by_heads(shape.heads));
+    return attention_backward(shape, sorted, d_out, d_lse, q, k, v, out, lse, mask, prior_logit, prior_value);
+}
+
+ZooCoarse coarse_of(const ZooShape& shape, const Sorted& sorted, const Tensor& q, const Tensor& k, const Tensor& v,
+                    const std::optional<Tensor>& mask) {
+    ZooCoarse c = {};
+    c.shape = shape;
+    c.pairs = sorted.pairs;
+    c.q = numbers(q, "q");
+    c.k = numbers(k, "k");
+    c.v = numbers(v, "v");
+    c.mask = flags(mask);
+    return c;
+}
+
+void parallel_coarse(const ZooCoarse& c, int isa, int64_t items, int64_t grain,
+                     void (*phase)(const ZooCoarse*, int, int64_t, int64_t)) {
+    torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { phase(&c, isa, begin, end); });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> coarse_forward(Tensor q, Tensor k, Tensor v, Tensor blocks,
+                                                          int64_t block_size, double scale,
+                                                          std::optional<Tensor> mask) {
+    const ZooShape shape = shape_of(q, blocks, block_size, scale);
+    const Sorted sorted(shape, blocks, false);
+    const int isa = level();
+    Tensor prior_logit = like(q, {shape.heads, shape.count}), prior_value = like(q, {shape.heads, shape.count, shape.dim});
+    Tensor means = like(q, {3, shape.heads, shape.count, shape.dim}), logs = like(q, {shape.heads, shape.count});
+    ZooCoarse c = coarse_of(shape, sorted, q, k, v, mask);
+    c.means = fresh(means), c.logs = fresh(logs);
+    c.prior_logit = fresh(prior_logit), c.prior_value = fresh(prior_value);
+    Tensor out = like(q, {shape.heads, shape.length, shape.dim}), lse = like(q, {shape.heads, shape.length});
+    const ZooForward p = {shape, sorted.pairs, numbers(q, "q"), numbers(k, "k"), numbers(v, "v"), flags(mask),
+                          fresh(prior_logit), fresh(prior_value), fresh(out), fresh(lse)};
+    const int64_t count = shape.count;
+    if (by_heads(shape.heads)) {
+        // Threads meet once, and a head's keys and values stay in a cache.
+        torch::stable::parallel_for(0, shape.heads, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t head = begin; head < end; ++head) {
+                zoo_coarse_means(&c, isa, head * count, (head + 1) * count);
+                zoo_coarse_forward(&c, isa, head, head + 1);
+                zoo_forward(&p, isa, head * count, (head + 1) * count);
+            }
+        });
+    } else {
+        parallel_coarse(c, isa, shape.heads * count, 8, zoo_coarse_means);
+        parallel_coarse(c, isa, shape.heads, 1, zoo_coarse_forward);
+        torch::stable::parallel_for(0, shape.heads * count, 1,
+                                    [&](int64_t begin, int64_t end) { zoo_forward(&p, isa, begin, end); });
+    }
+    return {out, lse, prior_logit, prior_value};
+}
+
+std::tuple<Tensor, Tensor, Tensor> coarse_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+                                                   Tensor prior_logit, Tensor prior_value, Tensor blocks,
+                                                   int64_t block_size, double scale, std::optional<Tensor> mask) {
+    const ZooShape shape = shape_of(q, blocks, block_size, scale);
+    const Sorted sorted(shape, blocks, !by_heads(shape.heads));
+    Tensor d_lse = torch::stable::new_zeros(lse, lse.sizes());
+    Tensor means = like(q, {3, shape.heads, shape.count, shape.dim}), logs = like(q, {shape.heads, shape.count});
+    Tensor d_means = like(q, {3, shape.heads, shape.count, shape.dim});
+    Tensor shift = like(q, {shape.heads, shape.count}), total = like(q, {shape.heads, shape.count});
+    ZooCoarse shared = coarse_of(shape, sorted, q, k, v, mask);
+    shared.means = fresh(means), shared.logs = fresh(logs), shared.d_means = fresh(d_means);
+    shared.prior_logit = fresh(prior_logit), shared.prior_value = fresh(prior_value);
+    shared.shift = fresh(shift), shared.total = fresh(total);
+    const auto with = [&](float* d_logit, float* d_value, float* d_q, float* d_k, float* d_v) {
+        ZooCoarse c = shared;
+        c.d_prior_logit = d_logit, c.d_prior_value = d_value, c.d_q = d_q, c.d_k = d_k, c.d_v = d_v;
+        return c;
+    };
+    const Coarse coarse = [&](const ZooBackward& p, int isa, int64_t head) {
+        const ZooCoarse c = with(p.d_prior_logit, p.d_prior_value, p.d_q, p.d_k, p.d_v);
+        zoo_coarse_means(&c, isa, head * shape.count, (head + 1) * shape.count);
+        zoo_coarse_backward(&c, isa, head, head + 1);
+    };
+    auto [d_q, d_k, d_v, d_logit, d_value] = attention_backward(shape, sorted, d_out, d_lse, q, k, v, out, lse, mask,
+                                                                prior_logit, prior_value, coarse);
+    if (sorted.columns) {
+        const ZooCoarse c = with(fresh(d_logit), fresh(d_value), fresh(d_q), fresh(d_k), fresh(d_v));
+        const int isa = level();
+        parallel_coarse(c, isa, shape.heads * shape.count, 8, zoo_coarse_means);
+        parallel_coarse(c, isa, shape.heads, 1, zoo_coarse_backward);
+    }
+    return {d_q, d_k, d_v};
+}
+
+Tensor block_logits(Tensor q, Tensor k, int64_t block_size, double root, std::optional<Tensor> mask) {
+    ZooCoarse c = {};
+    c.shape = {q.size(0), q.size(1), q.size(2), block_size, (q.size(1) + block_size - 1) / block_size, 0, 0.0f};
+    STD_TORCH_CHECK(c.shape.dim % 16 == 0, "D must be a multiple of 16");
+    c.q = numbers(q, "q"), c.k = numbers(k, "k"), c.mask = flags(mask), c.root = root;
+    Tensor logits = like(q, {c.shape.heads, c.shape.count, c.shape.count});
+    const int isa = level();
+    torch::stable::parallel_for(0, c.shape.heads, 1, [&](int64_t begin, int64_t end) {
+        zoo_block_logits(&c, isa, fresh(logits), begin, end);
+    });
+    return logits;
+}
+
+Tensor choose_blocks(Tensor logits, Tensor real, Tensor budget, int64_t most, int64_t first_blocks,
+                     int64_t diagonal_blocks, bool fill) {
+    const int64_t heads = logits.size(0), count = logits.size(1), room = most + (fill ? count : 0);
+    STD_TORCH_CHECK(budget.scalar_type() == ScalarType::Long && budget.is_contiguous(), "budget must be dense int64");
+    Tensor pairs = like(logits, {heads, room, 2}, ScalarType::Long);
+    const ZooChoice p = {heads, count, first_blocks, diagonal_blocks, most, room, numbers(logits, "logits"), flags(real),
+                         static_cast<const int64_t*>(budget.const_data_ptr()),
+                         static_cast<int64_t*>(pairs.mutable_data_ptr()), fill};
+    torch::stable::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { zoo_choose(&p, begin, end); });
+    return pairs;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(zoo, m) {
+    m.def(
+        "block_sparse_attention_cpu(Tensor q, Tensor k, Tensor v, Tensor blocks, int block_size, float scale,"
+        " Tensor? mask, Tensor? prior_logit, Tensor? prior_value) -> (Tensor, Tensor)");
+    m.def(
+        "block_sparse_attention_cpu_backward(Tensor d_out, Tensor d_lse, Tensor q, Tensor k, Tensor v, Tensor out,"
+        " Tensor lse, Tensor blocks, int block_size, float scale, Tensor? mask, Tensor? prior_logit,"
+        " Tensor? prior_value) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "coarse_attention_cpu(Tensor q, Tensor k, Tensor v, Tensor blocks, int block_size, float scale, Tensor? mask)"
+        " -> (Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "coarse_attention_cpu_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+        " Tensor prior_logit, Tensor prior_value, Tensor blocks, int block_size, float scale, Tensor? mask)"
+        " -> (Tensor, Tensor, Tensor)");
+    m.def("block_logits_cpu(Tensor q, Tensor k, int block_size, float root, Tensor? mask) -> Tensor");
+    m.def(
+        "choose_blocks_cpu(Tensor logits, Tensor real, Tensor budget, int most, int first_blocks, int diagonal_blocks,"
+        " bool fill) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) {
+    m.impl("block_sparse_attention_cpu", TORCH_BOX(&forward));
+    m.impl("block_sparse_attention_cpu_backward", TORCH_BOX(&backward));
+    m.impl("coarse_attention_cpu", TORCH_BOX(&coarse_forward));
+    m.impl("coarse_attention_cpu_backward", TORCH_BOX(&coarse_backward));
+    m.impl("block_logits_cpu", TORCH_BOX(&block_logits));
+    m.impl("choose_blocks_cpu", TORCH_BOX(&choose_blocks));
+}

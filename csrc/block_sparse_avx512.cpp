@@ -1,0 +1,13 @@
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+#define ISA zoo_avx512
+#define LANES 16
+#include "block_sparse_lanes.hpp"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

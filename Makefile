@@ -21,7 +21,7 @@ variants: .venv/.ready ## every attention: paper, cost, exact limit, parameters
 bench: .venv/.ready ## speed and memory:  make bench name=speed
 	@exec $(PY) -m benchmarks.$(BENCH) $(WORDS) $(ARGS)
 
-kernels: .venv/.ready ## compile the CPU kernels ahead of their first use
+kernels: .venv/.ready ## compile the kernels ahead of their first use: for CPUs, and for GPUs where nvcc is
 	@exec $(PY) -m csrc.zoo
 
 ##@ Data
@@ -40,6 +40,19 @@ test: .venv/.ready ## run the tests:  make test ARGS='-k listops'
 
 test-parity: .venv/.peers ## compare with the public implementations (installs them)
 	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 -o addopts=--strict-markers tests/parity $(ARGS)
+
+test-gpu: .venv/.ready ## the tests that need a GPU
+	@exec $(PY) -m tests.gpu $(ARGS)
+
+# torch's own store of memory would hide what is read or written beyond an array.
+test-gpu-sanitizer: .venv/.ready ## every GPU kernel under compute-sanitizer
+	@command -v compute-sanitizer >/dev/null || { echo "error: no compute-sanitizer on the PATH; it comes with CUDA" >&2; exit 2; }
+	@for tool in memcheck racecheck; do echo "$$tool:"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) -m tests.gpu.all_kernels || exit; \
+	done
+
+check-cuda: .venv/.ready ## compile the GPU kernels; registers and spills of each
+	@exec $(PY) -m csrc.registers
 
 peers: .venv/.peers ## install the public implementations:  make bench peers=all
 	@echo "ready: the public implementations are in .venv"
@@ -60,10 +73,11 @@ clean: ## remove caches and build products; runs and data stay
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep compare variants bench kernels data data-doctor setup test test-parity peers lint format clean help
+TARGETS := lra sweep compare variants bench kernels data data-doctor setup test test-parity test-gpu test-gpu-sanitizer \
+  check-cuda peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
 CODE := lra attention_zoo csrc benchmarks tests

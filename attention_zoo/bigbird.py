@@ -64,7 +64,7 @@ class BigBird(Attention):
         return {"window_blocks": 2 * seq_len + 1}
 
     def kernel(self, device: torch.device) -> str:
-        return kernels.name(device)
+        return kernels.name(device, self.block_size, self.head_dim)
 
     def select(self, real: Tensor) -> Tensor:
         """The pattern of examples whose blocks `real` (B, K) hold real tokens: (B, H, P, 2) int64, sorted by query

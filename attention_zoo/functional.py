@@ -12,6 +12,12 @@ def block_counts(mask: Tensor, block_size: int) -> Tensor:
     return F.pad(mask, (0, -mask.shape[1] % block_size)).unflatten(1, (-1, block_size)).sum(-1)
 
 
+def real_blocks(mask: Tensor, block_size: int) -> Tensor:
+    """(B, K) whether a block has real tokens; mask (B, N), the last block may be shorter."""
+    missing = -mask.shape[1] % block_size
+    return (F.pad(mask, (0, missing)) if missing else mask).unflatten(1, (-1, block_size)).any(-1)
+
+
 def block_means(x: Tensor, counts: Tensor, block_size: int) -> Tensor:
     """(B, H, K, D) the mean of x (B, H, N, D) over each block's real tokens, in float64; 0 where counts (B, K) is 0.
 

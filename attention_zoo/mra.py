@@ -66,7 +66,7 @@ class MRA(Attention):
         return {"blocks_per_row": (seq_len, seq_len)}
 
     def kernel(self, device: torch.device) -> str | None:
-        return kernels.name(device) if self.scales[-1] == 1 else None
+        return kernels.name(device, self.scales[-2], self.head_dim) if self.scales[-1] == 1 else None
 
     def share(self, mask: Tensor) -> Tensor:
         """(B,) the share of an example's real block pairs that the budgets let reach single tokens; mask (B, N).

@@ -16,5 +16,7 @@ class MRA2S(SelectsBlocks):
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        # The projections leave heads and tokens turned around: both steps want them in order.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         pairs = self.choose(q, k, mask)  # (B, H, P, 2)
         return attend_pairs(q, k, v, mask, pairs, self.block_size)

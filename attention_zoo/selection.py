@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import Attention, whole
-from .functional import block_counts
+from .functional import block_counts, real_blocks
 from .ops import kernels
 from .ops.block_choice import block_logits, choose_blocks
 
@@ -50,7 +50,7 @@ class SelectsBlocks(Attention):
         return {"blocks_per_row": seq_len}
 
     def kernel(self, device: torch.device) -> str:
-        return kernels.name(device)
+        return kernels.name(device, self.block_size, self.head_dim)
 
     def share(self, mask: Tensor) -> Tensor:
         """(B,) the share of an example's real block pairs that fits the budget; mask (B, N). 0 where nothing is real.
@@ -66,32 +66,24 @@ class SelectsBlocks(Attention):
             return self.blocks_per_row * blocks
         return torch.full_like(blocks, self.blocks_per_row * -(-self.seq_len // self.block_size))
 
-    def counts(self, q: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, K) the real tokens of each block."""
-        if mask is None:
-            mask = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool, device=q.device)
-        return block_counts(mask, self.block_size)
-
     def _misses_rows(self) -> bool:
         """Whether the forced pairs can leave less of the budget than one pair for each query block."""
         diagonals = 2 * (self.diagonal_blocks // 2) + 1 if self.diagonal_blocks else 0
         return self.blocks_per_row <= 2 * self.first_blocks + diagonals
 
     @torch.no_grad()
-    def select(self, logits: Tensor, counts: Tensor) -> Tensor:
+    def choose(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """Choose the block pairs of every head: (B, H, P, 2) int64, sorted, empty pairs (K, 0) at the end.
 
-        logits (B, H, K, K) of the block means; counts (B, K) of real tokens in each block. `ops/block_choice.py` says
-        in which order pairs are chosen.
+        For queries and keys (B, H, N, D), mask (B, N). `ops/block_choice.py` says in which order pairs are chosen.
         """
+        logits = block_logits(q, k, mask, self.block_size)  # (B, H, K, K)
         count = logits.shape[-1]
-        most = min(self.blocks_per_row * -(-self.seq_len // self.block_size), count**2)
-        real = counts > 0
-        budget = self._pairs(real.sum(-1))
+        whole = self.blocks_per_row * -(-self.seq_len // self.block_size)
+        real = None if mask is None else real_blocks(mask, self.block_size)  # (B, K)
+        # A plain number where all examples share it: on a GPU each step of so little work costs the same.
+        budget: Tensor | int = whole
+        if self.budget == "length":
+            budget = self.blocks_per_row * (count if real is None else real.sum(-1))  # (B,)
         forced = self.first_blocks, self.diagonal_blocks
-        return choose_blocks(logits, real, budget, most, *forced, fill=self._misses_rows())
-
-    @torch.no_grad()
-    def choose(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """The pairs of `select` for queries and keys (B, H, N, D), mask (B, N)."""
-        return self.select(block_logits(q, k, mask, self.block_size), self.counts(q, mask))
+        return choose_blocks(logits, real, budget, min(whole, count**2), *forced, fill=self._misses_rows())

@@ -109,6 +109,9 @@ DEVICE float rounded<float>(float x) {
     return x;
 }
 
+// Keeps the compiler from working out ahead, and holding in registers, what follows from x.
+DEVICE void compute_late(int& x) { asm volatile("" : "+r"(x)); }
+
 // 2^x, at most 2 ulp off; 0 below 2^-126 and at -inf.
 DEVICE float power_of_two(float x) {
     float power;
@@ -130,3 +133,5 @@ int launch(void (*kernel)(Given...), int64_t blocks, int threads, int64_t shared
     kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
     return cudaGetLastError();
 }
+
+inline const char* error_name(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -1,24 +1,53 @@
-"""`python -m csrc.zoo`: build the library of the compiled attention operators ahead of its first use."""
+"""`python -m csrc.zoo`: build the libraries of the compiled attention operators ahead of their first use.
+
+One for CPUs; and one for GPUs where nvcc is found, for which neither a GPU nor a torch that knows of GPUs is needed.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from .build import SOURCES, BuildError, library
+from .build import SOURCES, BuildError, NoCompiler, existing, library
 
 # The kernels, which know nothing of torch, and what binds them to it.
 KERNEL_FILES = ("block_sparse_avx512", "block_sparse_avx2", "block_sparse_portable", "block_sparse_cpu", "selection")
 FILES = (*KERNEL_FILES, "binding")
+CUDA_KERNEL_FILES = ("attention", "coarse", "choice")
+# The GPUs that a build ahead is for. Code for sm_80 runs on all of 8.x, and newer GPUs take what is in PTX.
+AHEAD = (80, 90)
 
 
 def zoo_library(torch: Path, version: str) -> Path:
     """The library for the torch of this folder and version, built if there is none; BuildError with one line."""
-    flags = (
+    return library("zoo", tuple(SOURCES / f"{name}.cpp" for name in FILES), binding_flags(torch, version))
+
+
+def zoo_cuda_library(torch: Path, version: str, architectures: Collection[int]) -> Path:
+    """The same for GPUs of these architectures (80 is sm_80): the one that was built ahead, or one for them alone."""
+    files = tuple(SOURCES / f"{name}.cu" for name in CUDA_KERNEL_FILES) + (SOURCES / "binding_cuda.cpp",)
+    flags = binding_flags(torch, version)
+    ahead = existing("zoo_cuda", files, flags, architecture_flags(AHEAD))
+    return ahead or library("zoo_cuda", files, flags, architecture_flags(architectures))
+
+
+def architecture_flags(architectures: Collection[int]) -> tuple[str, ...]:
+    """What tells nvcc to compile for each of them, and to add the PTX of the newest for those to come."""
+    *others, newest = sorted(architectures)
+    return (
+        *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in others),
+        f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]",
+    )
+
+
+def binding_flags(torch: Path, version: str) -> tuple[str, ...]:
+    return (
         # Of torch only its stable ABI, as it was in 2.10.
         "-DTORCH_TARGET_VERSION=0x020a000000000000ULL",
         f'-DZOO_TORCH="{version}"',
+        f"-I{SOURCES}",
         f"-I{torch / 'include'}",
         f"-L{torch / 'lib'}",
         "-Wl,-rpath," + str(torch / "lib"),
@@ -26,11 +55,10 @@ def zoo_library(torch: Path, version: str) -> Path:
         "-ltorch_cpu",
         "-Wno-psabi",
     )
-    return library("zoo", tuple(SOURCES / f"{name}.cpp" for name in FILES), flags)
 
 
 def main() -> int:
-    """The command; returns the exit code."""
+    """The command; returns the exit code: 1 where something does not compile."""
     import importlib.metadata
     import importlib.util
 
@@ -38,14 +66,23 @@ def main() -> int:
     if spec is None or spec.origin is None:
         print("csrc.zoo: torch is not installed", file=sys.stderr)
         return 1
-    start = time.perf_counter()
-    try:
-        path = zoo_library(Path(spec.origin).parent, importlib.metadata.version("torch"))
-    except BuildError as error:
-        print(f"csrc.zoo: {error}", file=sys.stderr)
-        return 1
-    print(f"ready: {path} ({time.perf_counter() - start:.1f} s)")
-    return 0
+    torch, version = Path(spec.origin).parent, importlib.metadata.version("torch")
+    makes: dict[str, Callable[[], Path]] = {
+        "CPU": lambda: zoo_library(torch, version),
+        "CUDA": lambda: zoo_cuda_library(torch, version, AHEAD),
+    }
+    code = 0
+    for kind, make in makes.items():
+        start = time.perf_counter()
+        try:
+            print(f"{kind} kernels ready: {make()} ({time.perf_counter() - start:.1f} s)", flush=True)
+        except BuildError as error:
+            if kind == "CUDA" and isinstance(error, NoCompiler):
+                print(f"{kind} kernels not built, {error}")
+            else:
+                print(f"csrc.zoo: {kind} kernels: {error}", file=sys.stderr)
+                code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from lra.words import WordError, choose
 
-KERNELS = ("auto", "reference", "cpu")
+KERNELS = ("auto", "reference", "cpu", "cuda")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PADDINGS = ("bucket", "fixed")

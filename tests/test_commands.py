@@ -37,7 +37,7 @@ def lra(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         ("train.steps=0", "train.steps=0 must be at least 1"),
         ("tracker=wand", "tracker=wand is not one of"),
         ("device=gpu", "device=gpu is not one of auto, cpu, cuda"),
-        ("kernel=cuda", "kernel=cuda is not one of auto, reference, cpu"),
+        ("kernel=gpu", "kernel=gpu is not one of auto, reference, cpu, cuda"),
         ("listops", "'listops' is not of the form key=value"),
         ("train.lr=[", "'train.lr=[' is not of the form key=value"),
     ],
@@ -74,6 +74,12 @@ def test_the_recipe_is_the_published_one() -> None:
     for line in ("steps: 5000", "batch_size: 32", "warmup: 1000", "lr: 0.0001", "eps: 1.0e-06", "first_blocks: 1"):
         assert line in shown
     assert "dropout: 0.1" in lra("--cfg", "job", "--package", "attn", "attn=softmax").stdout
+
+
+def test_a_kernel_that_cannot_run_on_the_device_is_one_line(tmp_path: Path) -> None:
+    done = train(tmp_path, "train.steps=6", "train.warmup=2", "device=cpu", "kernel=cuda", code=2)
+    assert done.stderr.splitlines()[-1] == "error: kernel=cuda runs on a GPU, not on cpu"
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_leaves_the_files_of_the_contract_and_a_second_cell_fails_alone(tmp_path: Path) -> None:

@@ -75,13 +75,13 @@ def test_ties_agree_with_the_dense_oracle(variant: type[SelectsBlocks], setting:
 def selection(core: SelectsBlocks, q: Tensor, k: Tensor, mask: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """The pairs (B, H, P, 2) that a forward pass computes exactly."""
     seen: list[Tensor] = []
-    choose = core.select
+    choose = core.choose
 
-    def spy(logits: Tensor, counts: Tensor) -> Tensor:
-        seen.append(choose(logits, counts))
+    def spy(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        seen.append(choose(q, k, mask))
         return seen[-1]
 
-    monkeypatch.setattr(core, "select", spy)
+    monkeypatch.setattr(core, "choose", spy)
     core(q, k, q, mask)
     return seen[0]
 

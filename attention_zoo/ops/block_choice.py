@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from . import kernels, on_cuda
+from .block_sparse import for_heads
 from .precision import without_autocast
 
 # A rank is GROUP x (0, 1 or 2) plus a place below GROUP; a pair of rank NEVER cannot be chosen.
@@ -40,19 +41,31 @@ torch.library.define(
 def block_logits(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
     """The logits (B, H, K, K) of the heads of a batch: q, k (B, H, N, D), mask (B, N)."""
     heads = q.shape[1]
-    mask = None if mask is None else mask.repeat_interleave(heads, 0)
+    mask = None if mask is None else for_heads(mask, heads)
     logits = torch.ops.zoo.block_logits(q.flatten(0, 1), k.flatten(0, 1), block_size, mask)
     return logits.unflatten(0, (-1, heads))
 
 
 def choose_blocks(
-    logits: Tensor, real: Tensor, budget: Tensor, most: int, first_blocks: int, diagonal_blocks: int, fill: bool
+    logits: Tensor,
+    real: Tensor | None,
+    budget: Tensor | int,
+    most: int,
+    first_blocks: int,
+    diagonal_blocks: int,
+    fill: bool,
 ) -> Tensor:
-    """The pairs (B, H, P, 2) of the heads of a batch: logits (B, H, K, K), real (B, K), budget (B,)."""
+    """The pairs (B, H, P, 2) of the heads of a batch: logits (B, H, K, K); real (B, K), or None where all blocks are;
+    budget (B,), or one for all."""
     heads = logits.shape[1]
-    real, budget = (x.repeat_interleave(heads, 0) for x in (real, budget))
+    logits = logits.flatten(0, 1).float()
+    real = logits.new_ones(logits.shape[:2], dtype=torch.bool) if real is None else for_heads(real, heads)
+    if isinstance(budget, int):
+        budget = logits.new_full(logits.shape[:1], budget, dtype=torch.int64)
+    else:
+        budget = for_heads(budget, heads)
     rest = most, first_blocks, diagonal_blocks, fill
-    return torch.ops.zoo.choose_blocks(logits.flatten(0, 1).float(), real, budget, *rest).unflatten(0, (-1, heads))
+    return torch.ops.zoo.choose_blocks(logits, real, budget, *rest).unflatten(0, (-1, heads))
 
 
 @without_autocast
@@ -127,6 +140,18 @@ def _choose_on_cpu(logits: Tensor, *rest: Any) -> Tensor:
     return (_compiled_choice if small and kernels.compiled(logits) else choose_blocks_reference)(logits, *rest)
 
 
+@torch.library.impl("zoo::block_logits", "CUDA")
+def _logits_on_cuda(q: Tensor, k: Tensor, block_size: int, mask: Tensor | None) -> Tensor:
+    serves = kernels.compiled(q, k, block_size=block_size, dim=q.shape[-1])
+    return (on_cuda.block_logits if serves else block_logits_reference)(q, k, block_size, mask)
+
+
+@torch.library.impl("zoo::choose_blocks", "CUDA")
+def _choose_on_cuda(logits: Tensor, *rest: Any) -> Tensor:
+    small = logits.shape[-1] < 2**16
+    return (on_cuda.choose_blocks if small and kernels.compiled(logits) else choose_blocks_reference)(logits, *rest)
+
+
 @torch.library.register_fake("zoo::block_logits")
 def _fake_logits(q: Tensor, k: Tensor, block_size: int, mask: Tensor | None) -> Tensor:
     count = -(-q.shape[1] // block_size)
@@ -142,17 +167,22 @@ def _fake_choice(
 
 
 @kernels.probe
-def _probe() -> None:
-    """ValueError unless the compiled operators agree with the references on a small example, bit for bit."""
-    wave = torch.arange(2 * 72 * 12, dtype=torch.float32).view(2, 72, 12)
-    q, k = (0.7 * wave).sin(), (1.1 * wave).sin()
-    mask = torch.arange(72).remainder(5).ne(3).repeat(2, 1)
-    mask[0, 16:24] = False
-    found, expected = _compiled_logits(q, k, 8, mask), block_logits_reference(q, k, 8, mask)
-    if not (found - expected).abs().max() < 1e-6:
-        raise ValueError("the compiled zoo::block_logits disagrees with the reference")
-    real, budget = mask.unflatten(1, (-1, 8)).any(-1), torch.tensor([13, 20])
+def _probe(device: torch.device) -> None:
+    """ValueError unless the compiled operators agree with the references on a small example, the choice bit for bit."""
+    block_logits, choose = {
+        "cpu": (_compiled_logits, _compiled_choice),
+        "cuda": (on_cuda.block_logits, on_cuda.choose_blocks),
+    }[device.type]
+    wave = torch.arange(2 * 144 * 12, dtype=torch.float32, device=device).view(2, 144, 12)
+    mask = torch.arange(144, device=device).remainder(5).ne(3).repeat(2, 1)
+    mask[0, 32:48] = False
+    for dtype, _ in kernels.trials(device):
+        q, k = (0.7 * wave).sin().to(dtype), (1.1 * wave).sin().to(dtype)
+        expected = block_logits_reference(q, k, 16, mask)
+        if not (block_logits(q, k, 16, mask) - expected).abs().max().item() < 1e-6:
+            raise ValueError("the compiled zoo::block_logits disagrees with the reference")
+    real, budget = mask.unflatten(1, (-1, 16)).any(-1), torch.tensor([13, 20], device=device)
     for rest in ((20, 1, 1, True), (20, 0, 0, False)):
         given = expected, real, budget, *rest
-        if not torch.equal(_compiled_choice(*given), choose_blocks_reference(*given)):
+        if not torch.equal(choose(*given), choose_blocks_reference(*given)):
             raise ValueError("the compiled zoo::choose_blocks disagrees with the reference")

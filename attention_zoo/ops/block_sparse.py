@@ -1,7 +1,7 @@
 """Softmax attention over a list of (query block, key block) pairs, and one virtual key per query block.
 
 `zoo::block_sparse_attention` has a schema, a reference in plain PyTorch for every device and dtype, a fake and a
-backward. On a CPU the compiled library of ops/kernels.py replaces the reference. It takes, for G heads:
+backward. On a CPU and on a GPU the compiled libraries of ops/kernels.py replace the reference. It takes, for G heads:
 
 q, k, v      (G, N, D), one floating dtype
 blocks       (G, P, 2) int32 or int64: distinct pairs (query block, key block), sorted by query block. With K = ceil(N /
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import block_sparse_cpu, kernels
+from . import block_sparse_cpu, kernels, on_cuda
 from .precision import LN2, without_autocast
 
 torch.library.define(
@@ -86,11 +86,16 @@ def attend_pairs(
     """`out` for the heads of a batch: q, k, v (B, H, N, D), mask (B, N), pairs (B, H, P, 2), priors (B, H, K, ...)."""
     heads = q.shape[1]
     q, k, v, pairs = (x.flatten(0, 1) for x in (q, k, v, pairs))
-    mask = None if mask is None else mask.repeat_interleave(heads, 0)
+    mask = None if mask is None else for_heads(mask, heads)
     prior_logit = None if prior_logit is None else prior_logit.flatten(0, 1)
     prior_value = None if prior_value is None else prior_value.flatten(0, 1)
     out, _ = block_sparse_attention(q, k, v, pairs, block_size, mask, prior_logit, prior_value)
     return out.unflatten(0, (-1, heads))
+
+
+def for_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, ...) -> (B heads, ...): what all heads of an example share."""
+    return x[:, None].expand(-1, heads, *x.shape[1:]).flatten(0, 1)
 
 
 class _Heads(NamedTuple):
@@ -293,22 +298,51 @@ def _on_cpu_backward(
     return run(d_out, d_lse, q, k, v, *rest)
 
 
+@torch.library.impl("zoo::block_sparse_attention", "CUDA")
+def _on_cuda(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    serves = kernels.compiled(q, k, v, block_size=block_size, dim=q.shape[-1])
+    return (on_cuda.forward if serves else reference)(q, k, v, blocks, block_size, *rest)
+
+
+@torch.library.impl("zoo::block_sparse_attention_backward", "CUDA")
+def _on_cuda_backward(
+    d_out: Tensor,
+    d_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    blocks: Tensor,
+    block_size: int,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    serves = kernels.compiled(q, k, v, block_size=block_size, dim=q.shape[-1])
+    run = on_cuda.backward if serves else reference_backward
+    return run(d_out, d_lse, q, k, v, out, lse, blocks, block_size, *rest)
+
+
 @kernels.probe
-def _probe() -> None:
+def _probe(device: torch.device) -> None:
     """ValueError unless the compiled operator and its backward agree with the reference on a small example."""
-    wave = torch.arange(2 * 40 * 12, dtype=torch.float32).view(2, 40, 12)
-    q, k, v = ((factor * wave).sin() for factor in (0.7, 1.1, 1.3))
-    blocks = torch.tensor([[[0, 0], [0, 2], [2, 1]], [[1, 0], [1, 1], [3, 0]]])
-    mask = torch.arange(40).remainder(7).ne(3).expand(2, 40)
+    forward, backward = {
+        "cpu": (block_sparse_cpu.forward, block_sparse_cpu.backward),
+        "cuda": (on_cuda.forward, on_cuda.backward),
+    }[device.type]
+    wave = torch.arange(2 * 40 * 12, dtype=torch.float32, device=device).view(2, 40, 12)
+    blocks = torch.tensor([[[0, 0], [0, 2], [2, 1]], [[1, 0], [1, 1], [3, 0]]], device=device)
+    mask = torch.arange(40, device=device).remainder(7).ne(3).expand(2, 40)
     given: tuple[Any, ...] = (blocks, 16, mask, wave[:, :3, 0].cos(), wave[:, :3].cos())
-    expected = reference(q, k, v, *given)
-    alive = expected[1] > -math.inf
-    after = (wave + 1).cos(), torch.where(alive, wave[:, :, 0].sin(), 0.0), q, k, v, *expected
-    kernels.agree(
-        "zoo::block_sparse_attention",
-        (*block_sparse_cpu.forward(q, k, v, *given), *block_sparse_cpu.backward(*after, *given)),
-        (*expected, *reference_backward(*after, *given)),
-    )
+    for dtype, within in kernels.trials(device):
+        q, k, v, d_out = (x.to(dtype) for x in ((0.7 * wave).sin(), (1.1 * wave).sin(), (1.3 * wave).sin(), wave.cos()))
+        out, lse = reference(q, k, v, *given)
+        d_lse = torch.where(lse > -math.inf, wave[:, :, 0].sin(), 0.0)
+        kernels.agree(
+            "zoo::block_sparse_attention",
+            (*forward(q, k, v, *given), *backward(d_out, d_lse, q, k, v, out, lse, *given)),
+            (out, lse, *reference_backward(d_out, d_lse, q, k, v, out, lse, *given)),
+            within,
+        )
 
 
 @torch.library.register_fake("zoo::block_sparse_attention")

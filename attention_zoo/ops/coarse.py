@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from . import kernels, on_cuda
+from .block_sparse import for_heads
 from .block_sparse_cpu import masked_rows
 from .precision import without_autocast
 
@@ -39,7 +40,7 @@ def attend_coarsely(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pairs:
     """`out` for the heads of a batch: q, k, v (B, H, N, D), mask (B, N), pairs (B, H, P, 2)."""
     heads = q.shape[1]
     q, k, v, pairs = (x.flatten(0, 1) for x in (q, k, v, pairs))
-    mask = None if mask is None else mask.repeat_interleave(heads, 0)
+    mask = None if mask is None else for_heads(mask, heads)
     return torch.ops.zoo.coarse_attention(q, k, v, pairs, block_size, mask)[0].unflatten(0, (-1, heads))
 
 
@@ -175,6 +176,21 @@ def _on_cpu_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any)
     return (_compiled_backward if kernels.compiled(q, k, v) else reference_backward)(d_out, q, k, v, *rest)
 
 
+@torch.library.impl("zoo::coarse_attention", "CUDA")
+def _on_cuda(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    serves = kernels.compiled(q, k, v, block_size=block_size, dim=q.shape[-1])
+    return (on_cuda.coarse_forward if serves else reference)(q, k, v, blocks, block_size, mask)
+
+
+@torch.library.impl("zoo::coarse_attention_backward", "CUDA")
+def _on_cuda_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, block_size, _ = rest
+    serves = kernels.compiled(q, k, v, block_size=block_size, dim=q.shape[-1])
+    return (on_cuda.coarse_backward if serves else reference_backward)(d_out, q, k, v, *rest)
+
+
 @torch.library.register_fake("zoo::coarse_attention")
 def _fake(
     q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int, mask: Tensor | None
@@ -214,16 +230,21 @@ torch.library.register_autograd("zoo::coarse_attention_backward", _no_second_der
 
 
 @kernels.probe
-def _probe() -> None:
+def _probe(device: torch.device) -> None:
     """ValueError unless the compiled operator and its backward agree with the reference on a small example."""
-    wave = torch.arange(2 * 40 * 12, dtype=torch.float32).view(2, 40, 12)
-    q, k, v = ((factor * wave).sin() for factor in (0.7, 1.1, 1.3))
-    given = torch.tensor([[[0, 0], [0, 2], [2, 1]], [[1, 0], [1, 1], [3, 0]]]), 16
-    mask = torch.arange(40).remainder(7).ne(3).expand(2, 40)
-    expected = reference(q, k, v, *given, mask)
-    upstream = (wave + 1).cos()
-    kernels.agree(
-        "zoo::coarse_attention",
-        (*_compiled(q, k, v, *given, mask), *_compiled_backward(upstream, q, k, v, *expected, *given, mask)),
-        (*expected, *reference_backward(upstream, q, k, v, *expected, *given, mask)),
-    )
+    forward, backward = {
+        "cpu": (_compiled, _compiled_backward),
+        "cuda": (on_cuda.coarse_forward, on_cuda.coarse_backward),
+    }[device.type]
+    wave = torch.arange(2 * 40 * 12, dtype=torch.float32, device=device).view(2, 40, 12)
+    blocks = torch.tensor([[[0, 0], [0, 2], [2, 1]], [[1, 0], [1, 1], [3, 0]]], device=device)
+    given = blocks, 16, torch.arange(40, device=device).remainder(7).ne(3).expand(2, 40)
+    for dtype, within in kernels.trials(device):
+        q, k, v, d_out = (x.to(dtype) for x in ((0.7 * wave).sin(), (1.1 * wave).sin(), (1.3 * wave).sin(), wave.cos()))
+        expected = reference(q, k, v, *given)
+        kernels.agree(
+            "zoo::coarse_attention",
+            (*forward(q, k, v, *given), *backward(d_out, q, k, v, *expected, *given)),
+            (*expected, *reference_backward(d_out, q, k, v, *expected, *given)),
+            within,
+        )

@@ -31,11 +31,16 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return median, high - low
 
 
-def write_rows(file: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file whole or not at all, and say so."""
+def save_rows(file: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(rows)
     write_text(Path(file), text.getvalue())
+
+
+def write_rows(file: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file whole or not at all, and say so."""
+    save_rows(file, head, rows)
     print(f"written: {file}")

@@ -115,6 +115,92 @@ def generator(rows: Sequence[Row]) -> str:
     return f"{rows[0]['device']}; {int(rows[0]['count']):,} images of each\n\n" + grid(head, lines)
 
 
+def times(row: Row | None) -> str:
+    """The ratio of a row, or why there is none."""
+    if row is None:
+        return ""
+    return f"x {float(row['ratio']):.2f}" if row["result"] == "ok" else row["result"].partition(":")[0]
+
+
+def share(row: Row | None, key: str) -> str:
+    return f"{float(row[key]):.0%}" if row and row[key] else ""
+
+
+def milliseconds(row: Row | None) -> str:
+    return f"{float(row['ms']):.4g} ± {float(row['iqr_ms']):.2g}" if row and row["ms"] else ""
+
+
+def kernel(rows: Sequence[Row]) -> str:
+    """MRA-2 on a CPU: a line for each size, then one for each with its phases."""
+    ahead, phases = [], []
+    steps = ("choice", "forward"), ("coarse", "forward"), ("block", "forward"), ("block", "backward")
+    for at in dict.fromkeys((row["dtype"], row["head_dim"], row["batch"], row["heads"], row["n"]) for row in rows):
+        dtype, dim, batch, heads, length = at
+        its = {
+            (row["work"], row["part"]): row
+            for row in rows
+            if (row["dtype"], row["head_dim"], row["batch"], row["heads"], row["n"]) == at
+        }
+        size = [f"{int(length):,}", f"{int(batch) * int(heads)} x {dim}", dtype]
+        own, block = its[("mra2", "step")], its.get(("block", "step"))
+        ahead.append(
+            [
+                *size, *(milliseconds(its.get(("mra2", part))) for part in ("forward", "step")),
+                *(times(its.get(("sdpa", part))) for part in ("forward", "step")),
+                times(its.get(("flex", "forward"))), times(its.get(("flex", "step"))),
+                times(its.get(("reference", "step"))), f"x {own['memory_share']}" if own["memory_share"] else "",
+            ]
+        )  # fmt: skip
+        coarse = its.get(("coarse", "backward"))
+        phases.append([*size, *(milliseconds(its.get(key)) for key in steps), milliseconds(coarse)])
+        phases[-1] += [f"{float(block['gflops']):.0f}" if block else "", share(block, "matmul_share")]
+    first = rows[0]
+    about = (
+        f"{first['device']}; torch {first['torch']}; kernel {first['kernel']} {first['isa']}; commit"
+        f" `{first['commit'][:12]}`; {first['date'][:10]}\n\n"
+    )
+    size = ["N", "B H x D", "dtype"]
+    head = ["forward, ms", "step, ms", "softmax, forward", "softmax, step", "Flex, forward", "Flex, step"]
+    head += ["reference, step", "memory"]
+    names = ["choice", "coarse", "block", "block, backward", "coarse, backward", "block GFLOP/s", "of matmul"]
+    return about + grid(size + head, ahead) + "\n" + grid(size + names, phases)
+
+
+def kernel_cuda(rows: Sequence[Row]) -> str:
+    """MRA-2 on a GPU: a line for each size and part, by recorded graphs, with softmax's best backend."""
+    lines = []
+    keys = ("dtype", "head_dim", "batch", "heads", "n")
+    for at in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        dtype, dim, batch, heads, length = at
+        its = [row for row in rows if tuple(row[key] for key in keys) == at]
+        for part in ("forward", "step"):
+            here = {(row["work"], row["mode"]): row for row in its if row["part"] == part}
+            softmax = [
+                row
+                for (work, mode), row in here.items()
+                if work.startswith("sdpa ") and mode == "graph" and row["result"] == "ok"
+            ]
+            best = min(softmax, key=lambda row: float(row["ms"]), default=None)
+            eager, block = here.get(("mra2", "eager")), here.get(("block", "graph"))
+            lines.append(
+                [
+                    f"{int(length):,}", f"{int(batch) * int(heads)} x {dim}", dtype, part,
+                    milliseconds(here.get(("mra2", "graph"))), milliseconds(eager),
+                    eager["launches"] if eager else "", f"{times(best)} {best['work'][5:]}" if best else "",
+                    times(here.get(("flex", "graph"))), times(here.get(("reference", "eager"))),
+                    share(block, "matmul_share"), share(block, "copy_share"),
+                ]
+            )  # fmt: skip
+    first = rows[0]
+    about = (
+        f"{first['device']}; driver {first['driver']}; torch {first['torch']}; kernel {first['kernel']}; cache"
+        f" {first['cache']}; commit `{first['commit'][:12]}`; {first['date'][:10]}\n\n"
+    )
+    head = ["N", "B H x D", "dtype", "part", "graph, ms", "eager, ms", "launches", "softmax's best, graph"]
+    head += ["Flex, graph", "reference, eager", "block, of matmul", "block, of copy"]
+    return about + grid(head, lines)
+
+
 def measured(rows: Sequence[Row]) -> str:
     """On what the rows were measured."""
     return f"{rows[0]['device']}; commit `{rows[0]['commit'][:12]}`\n\n"
@@ -124,6 +210,7 @@ def measured(rows: Sequence[Row]) -> str:
 PAGES = {
     "speed.md": {"speed": cores, "peers": peers},
     "data.md": {"pathfinder": generator, "preparing": preparing, "data": loading},
+    "kernel.md": {"kernel": kernel, "kernel_cuda": kernel_cuda},
 }
 
 
@@ -135,7 +222,9 @@ def written(name: str, page: str) -> str:
         _, closed, after = rest.partition(end)
         if not found or not closed:
             raise ValueError(f"{name} has no lines {begin.strip()} and {end}")
-        page = f"{before}{begin}{table(read(RESULTS / f'{file}.csv'))}{end}{after}"
+        results = RESULTS / f"{file}.csv"
+        text = table(read(results)) if results.exists() else f"Not measured: there is no `{results.name}`.\n"
+        page = f"{before}{begin}{text}{end}{after}"
     return page
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from lra.words import WordError
@@ -56,6 +55,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions that can move a result."""
+    # The benchmarks of a GPU read the rest of this file where torch alone is installed.
+    import numpy as np
+
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 

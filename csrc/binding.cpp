@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "block_sparse.hpp"
@@ -33,19 +34,39 @@ int level() {
     STD_TORCH_CHECK(false, "ZOO_ISA=", word, " is not one of portable, avx2, avx512");
 }
 
-const float* numbers(const Tensor& x, const char* name) {
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.is_cpu(), name,
-                    " must be a dense float32 tensor on the CPU");
+// Whatever an operator is called with, nothing is read beyond its end.
+using Sizes = std::initializer_list<int64_t>;
+
+void expect(const Tensor& x, ScalarType dtype, const char* type, const char* name, Sizes sizes) {
+    bool fits = x.scalar_type() == dtype && x.is_contiguous() && x.is_cpu() &&
+                x.dim() == static_cast<int64_t>(sizes.size());
+    std::string shape;
+    int64_t axis = 0;
+    for (const int64_t size : sizes) {
+        fits = fits && x.size(axis++) == size;
+        shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+    }
+    STD_TORCH_CHECK(fits, name, " must be a dense ", type, " tensor of shape (", shape, ") on the CPU");
+}
+
+const float* numbers(const Tensor& x, const char* name, Sizes sizes) {
+    expect(x, ScalarType::Float, "float32", name, sizes);
     return static_cast<const float*>(x.const_data_ptr());
 }
 
-const float* numbers(const std::optional<Tensor>& x, const char* name) { return x ? numbers(*x, name) : nullptr; }
+const float* numbers(const std::optional<Tensor>& x, const char* name, Sizes sizes) {
+    return x ? numbers(*x, name, sizes) : nullptr;
+}
 
-const uint8_t* flags(const std::optional<Tensor>& mask) {
-    if (!mask) return nullptr;
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->is_contiguous() && mask->is_cpu(),
-                    "mask must be a dense bool tensor on the CPU");
-    return static_cast<const uint8_t*>(mask->const_data_ptr());
+const uint8_t* flags(const std::optional<Tensor>& x, const char* name, Sizes sizes) {
+    if (!x) return nullptr;
+    expect(*x, ScalarType::Bool, "bool", name, sizes);
+    return static_cast<const uint8_t*>(x->const_data_ptr());
+}
+
+const int64_t* whole(const Tensor& x, const char* name, Sizes sizes) {
+    expect(x, ScalarType::Long, "int64", name, sizes);
+    return static_cast<const int64_t*>(x.const_data_ptr());
 }
 
 float* fresh(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
@@ -54,8 +75,25 @@ Tensor like(const Tensor& x, std::initializer_list<int64_t> sizes, ScalarType dt
     return torch::stable::new_empty(x, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), dtype);
 }
 
+// The arrays of an operator, each of the shape that it must have.
+struct Arrays {
+    int64_t heads, length, dim, count;
+    explicit Arrays(const ZooShape& s) : heads(s.heads), length(s.length), dim(s.dim), count(s.count) {}
+    const float* tokens(const Tensor& x, const char* name) const { return numbers(x, name, {heads, length, dim}); }
+    const float* rows(const Tensor& x, const char* name) const { return numbers(x, name, {heads, length}); }
+    const uint8_t* mask(const std::optional<Tensor>& x) const { return flags(x, "mask", {heads, length}); }
+    const float* logits(const std::optional<Tensor>& x) const { return numbers(x, "prior_logit", {heads, count}); }
+    const float* values(const std::optional<Tensor>& x, bool wanted) const {
+        STD_TORCH_CHECK(x.has_value() == wanted, "prior_logit and prior_value come together");
+        return numbers(x, "prior_value", {heads, count, dim});
+    }
+};
+
 ZooShape shape_of(const Tensor& q, const Tensor& blocks, int64_t block_size, double scale) {
-    STD_TORCH_CHECK(q.dim() == 3 && q.size(2) % 16 == 0, "D must be a multiple of 16");
+    STD_TORCH_CHECK(q.dim() == 3 && q.size(2) % 16 == 0, "q must have shape (G, N, D), D a multiple of 16");
+    STD_TORCH_CHECK(block_size > 0, "block_size=", block_size, " must be at least 1");
+    STD_TORCH_CHECK(blocks.dim() == 3 && blocks.size(0) == q.size(0) && blocks.size(2) == 2,
+                    "blocks must have shape (", q.size(0), ", P, 2)");
     const int64_t length = q.size(1), count = (length + block_size - 1) / block_size;
     return {q.size(0), length, q.size(2), block_size, count, blocks.size(1), static_cast<float>(scale)};
 }
@@ -81,7 +119,7 @@ struct Sorted {
         const void* from = blocks.const_data_ptr();
         const int64_t wrong = zoo_sort_pairs(&s, from, wide, r, k, c, q, 0, s.heads);
         STD_TORCH_CHECK(wrong < 0, "blocks[", wrong / (s.pairs ? s.pairs : 1), ", ", wrong % (s.pairs ? s.pairs : 1),
-                        "] is no pair of blocks below ", s.count, ", or not sorted by query block");
+                        "] is no pair of blocks below ", s.count, ", not sorted by query block, or there twice");
         pairs = {r, k, c, q};
     }
 };
@@ -92,8 +130,9 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor blocks, 
     const ZooShape shape = shape_of(q, blocks, block_size, scale);
     const Sorted sorted(shape, blocks, false);
     Tensor out = like(q, {shape.heads, shape.length, shape.dim}), lse = like(q, {shape.heads, shape.length});
-    const ZooForward p = {shape, sorted.pairs, numbers(q, "q"), numbers(k, "k"), numbers(v, "v"), flags(mask),
-                          numbers(prior_logit, "prior_logit"), numbers(prior_value, "prior_value"),
+    const Arrays of(shape);
+    const ZooForward p = {shape, sorted.pairs, of.tokens(q, "q"), of.tokens(k, "k"), of.tokens(v, "v"), of.mask(mask),
+                          of.logits(prior_logit), of.values(prior_value, prior_logit.has_value()),
                           fresh(out), fresh(lse)};
     const int isa = level();
     torch::stable::parallel_for(0, shape.heads * shape.count, 1,
@@ -123,9 +162,11 @@ Gradients attention_backward(const ZooShape& shape, const Sorted& sorted, const 
            d_v = like(q, {shape.heads, shape.length, shape.dim});
     const int64_t priors = prior_logit ? shape.heads : 0;
     Tensor d_logit = like(q, {priors, shape.count}), d_value = like(q, {priors, shape.count, shape.dim});
-    const ZooBackward p = {shape, sorted.pairs, numbers(q, "q"), numbers(k, "k"), numbers(v, "v"),
-                           numbers(out, "out"), numbers(lse, "lse"), numbers(d_out, "d_out"), numbers(d_lse, "d_lse"),
-                           flags(mask), numbers(prior_logit, "prior_logit"), numbers(prior_value, "prior_value"),
+    const Arrays of(shape);
+    const ZooBackward p = {shape, sorted.pairs, of.tokens(q, "q"), of.tokens(k, "k"), of.tokens(v, "v"),
+                           of.tokens(out, "out"), of.rows(lse, "lse"), of.tokens(d_out, "d_out"),
+                           of.rows(d_lse, "d_lse"), of.mask(mask), of.logits(prior_logit),
+                           of.values(prior_value, prior_logit.has_value()),
                            fresh(shift), fresh(total), fresh(d_q), fresh(d_k), fresh(d_v), fresh(d_logit),
                            fresh(d_value)};
     const int isa = level();
@@ -162,10 +203,11 @@ ZooCoarse coarse_of(const ZooShape& shape, const Sorted& sorted, const Tensor& q
     ZooCoarse c = {};
     c.shape = shape;
     c.pairs = sorted.pairs;
-    c.q = numbers(q, "q");
-    c.k = numbers(k, "k");
-    c.v = numbers(v, "v");
-    c.mask = flags(mask);
+    const Arrays of(shape);
+    c.q = of.tokens(q, "q");
+    c.k = of.tokens(k, "k");
+    c.v = of.tokens(v, "v");
+    c.mask = of.mask(mask);
     return c;
 }
 
@@ -186,8 +228,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> coarse_forward(Tensor q, Tensor k, Te
     c.means = fresh(means), c.logs = fresh(logs);
     c.prior_logit = fresh(prior_logit), c.prior_value = fresh(prior_value);
     Tensor out = like(q, {shape.heads, shape.length, shape.dim}), lse = like(q, {shape.heads, shape.length});
-    const ZooForward p = {shape, sorted.pairs, numbers(q, "q"), numbers(k, "k"), numbers(v, "v"), flags(mask),
-                          fresh(prior_logit), fresh(prior_value), fresh(out), fresh(lse)};
+    const ZooForward p = {shape, sorted.pairs, c.q, c.k, c.v, c.mask, fresh(prior_logit), fresh(prior_value),
+                          fresh(out), fresh(lse)};
     const int64_t count = shape.count;
     if (by_heads(shape.heads)) {
         // Threads meet once, and a head's keys and values stay in a cache.
@@ -242,10 +284,12 @@ std::tuple<Tensor, Tensor, Tensor> coarse_backward(Tensor d_out, Tensor q, Tenso
 }
 
 Tensor block_logits(Tensor q, Tensor k, int64_t block_size, double root, std::optional<Tensor> mask) {
+    STD_TORCH_CHECK(q.dim() == 3 && q.size(2) % 16 == 0, "q must have shape (G, N, D), D a multiple of 16");
+    STD_TORCH_CHECK(block_size > 0, "block_size=", block_size, " must be at least 1");
     ZooCoarse c = {};
     c.shape = {q.size(0), q.size(1), q.size(2), block_size, (q.size(1) + block_size - 1) / block_size, 0, 0.0f};
-    STD_TORCH_CHECK(c.shape.dim % 16 == 0, "D must be a multiple of 16");
-    c.q = numbers(q, "q"), c.k = numbers(k, "k"), c.mask = flags(mask), c.root = root;
+    const Arrays of(c.shape);
+    c.q = of.tokens(q, "q"), c.k = of.tokens(k, "k"), c.mask = of.mask(mask), c.root = root;
     Tensor logits = like(q, {c.shape.heads, c.shape.count, c.shape.count});
     const int isa = level();
     torch::stable::parallel_for(0, c.shape.heads, 1, [&](int64_t begin, int64_t end) {
@@ -256,12 +300,13 @@ Tensor block_logits(Tensor q, Tensor k, int64_t block_size, double root, std::op
 
 Tensor choose_blocks(Tensor logits, Tensor real, Tensor budget, int64_t most, int64_t first_blocks,
                      int64_t diagonal_blocks, bool fill) {
+    STD_TORCH_CHECK(logits.dim() == 3, "logits must have shape (G, K, K)");
     const int64_t heads = logits.size(0), count = logits.size(1), room = most + (fill ? count : 0);
-    STD_TORCH_CHECK(budget.scalar_type() == ScalarType::Long && budget.is_contiguous(), "budget must be dense int64");
+    STD_TORCH_CHECK(most >= 0 && most <= count * count, "most=", most, " must be from 0 to ", count * count);
     Tensor pairs = like(logits, {heads, room, 2}, ScalarType::Long);
-    const ZooChoice p = {heads, count, first_blocks, diagonal_blocks, most, room, numbers(logits, "logits"), flags(real),
-                         static_cast<const int64_t*>(budget.const_data_ptr()),
-                         static_cast<int64_t*>(pairs.mutable_data_ptr()), fill};
+    const ZooChoice p = {heads, count, first_blocks, diagonal_blocks, most, room,
+                         numbers(logits, "logits", {heads, count, count}), flags(real, "real", {heads, count}),
+                         whole(budget, "budget", {heads}), static_cast<int64_t*>(pairs.mutable_data_ptr()), fill};
     torch::stable::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) { zoo_choose(&p, begin, end); });
     return pairs;
 }

@@ -62,7 +62,7 @@ struct ZooCoarse {
 int zoo_best(void);
 
 // Sorts the pairs: blocks (G, P, 2) as in zoo::block_sparse_attention, `column_start` and `queries` may be null.
-// Heads begin..end. Returns -1, or the place head * P + pair of one that is outside 0..K or out of order.
+// Heads begin..end. Returns -1, or the place head * P + pair of one that is outside 0..K, out of order or there twice.
 int64_t zoo_sort_pairs(const ZooShape*, const void* blocks, int wide, int32_t* row_start, int32_t* keys,
                        int32_t* column_start, int32_t* queries, int64_t begin, int64_t end);
 

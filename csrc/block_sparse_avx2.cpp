@@ -6,7 +6,7 @@
 #endif
 #define ISA zoo_avx2
 #define LANES 8
-#include "block_sparse_lanes.hpp"
+#include "block_sparse_isa.hpp"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -2,6 +2,9 @@
 
 #include "block_sparse_levels.hpp"
 
+#include <algorithm>
+#include <vector>
+
 namespace {
 
 const ZooKernels& at(int level) {
@@ -15,14 +18,16 @@ const ZooKernels& at(int level) {
 
 template <class Number>
 int64_t sort_head(const ZooShape& s, const Number* pairs, int32_t* row_start, int32_t* keys, int32_t* column_start,
-                  int32_t* queries) {
+                  int32_t* queries, std::vector<int64_t>& seen) {
+    std::fill(seen.begin(), seen.end(), -1);
     int64_t row = 0;
     row_start[0] = 0;
     int64_t pair = 0;
     for (; pair < s.pairs; ++pair) {
         const int64_t x = pairs[2 * pair], y = pairs[2 * pair + 1];
         if (x == s.count) break;
-        if (x < row || x > s.count || y < 0 || y >= s.count) return pair;
+        if (x < row || x > s.count || y < 0 || y >= s.count || seen[y] == x) return pair;
+        seen[y] = x;
         while (row < x) row_start[++row] = static_cast<int32_t>(pair);
         keys[pair] = static_cast<int32_t>(y);
     }
@@ -57,13 +62,15 @@ int zoo_best(void) {
 
 int64_t zoo_sort_pairs(const ZooShape* s, const void* blocks, int wide, int32_t* row_start, int32_t* keys,
                        int32_t* column_start, int32_t* queries, int64_t begin, int64_t end) {
+    // The last query block that a key block was seen with.
+    std::vector<int64_t> seen(s->count);
     for (int64_t head = begin; head < end; ++head) {
         const int64_t from = 2 * head * s->pairs, start = head * (s->count + 1), to = head * s->pairs;
         int32_t* columns = column_start ? column_start + start : nullptr;
         const int64_t wrong = wide ? sort_head(*s, static_cast<const int64_t*>(blocks) + from, row_start + start,
-                                               keys + to, columns, queries + to)
+                                               keys + to, columns, queries + to, seen)
                                    : sort_head(*s, static_cast<const int32_t*>(blocks) + from, row_start + start,
-                                               keys + to, columns, queries + to);
+                                               keys + to, columns, queries + to, seen);
         if (wrong >= 0) return to + wrong;
     }
     return -1;

@@ -1,3 +1,3 @@
 #define ISA zoo_portable
 #define LANES 4
-#include "block_sparse_lanes.hpp"
+#include "block_sparse_isa.hpp"

@@ -1,0 +1,2 @@
+// A .cu of csrc/ as C++: the one that KERNELS names.
+#include KERNELS

@@ -23,7 +23,8 @@ from csrc.build import SOURCES, _compiler, library
 
 SHIM = Path(__file__).parent / "cuda_shim"
 ENTRIES = {
-    "attention.cu": ("zoo_cuda_forward", "zoo_cuda_backward_prepare", "zoo_cuda_backward"),
+    "attention_forward.cu": ("zoo_cuda_forward",),
+    "attention_backward.cu": ("zoo_cuda_backward_prepare", "zoo_cuda_backward"),
     "coarse.cu": ("zoo_cuda_means", "zoo_cuda_coarse_forward", "zoo_cuda_coarse_backward"),
     "choice.cu": ("zoo_cuda_logits", "zoo_cuda_choose"),
 }

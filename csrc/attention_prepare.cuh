@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(128) attention_prepare(const ZooCudaBackward g
             lse = given.lse[token];
             if (given.d_lse) d_lse = given.d_lse[token];
         }
-        const bool alive = lse > -INFINITY;
+        const bool alive = lse != -INFINITY;
         float with_out = 0, with_value = 0;
 #pragma unroll
         for (int e = 0; e < EACH; ++e) {

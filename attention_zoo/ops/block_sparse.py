@@ -239,7 +239,7 @@ def reference_backward(
     scale = 1 / math.sqrt(dim)
     keep = _log2_keep(mask, length, count, block_size, lse)
 
-    alive = lse > -math.inf
+    alive = lse != -math.inf
     d_out = d_out.to(dtype).masked_fill(~alive[:, :, None], 0.0)
     shift = (d_out * out.to(dtype)).sum(-1) - d_lse.to(dtype).masked_fill(~alive, 0.0)
     # exp2(logit - inf) = 0: the weights of a query without keys, and of an empty pair, which reads block K.

@@ -71,12 +71,18 @@ class _Recipe(NamedTuple):
 
 
 @functools.cache
-def library(name: str, sources: Sequence[Path] = (), flags: Sequence[str] = (), cuda_flags: Sequence[str] = ()) -> Path:
+def library(
+    name: str,
+    sources: Sequence[Path] = (),
+    flags: Sequence[str] = (),
+    cuda_flags: Sequence[str] = (),
+    notice: str = "",
+) -> Path:
     """The path of a shared library, built if there is none of these sources, flags and compilers.
 
     Without `sources` (a tuple) it is made of csrc/<name>.cpp. Headers (*.hpp, for CUDA also *.cuh) beside a source
-    count as part of it; `flags` are for C++ and the linker. Raises BuildError with one line: no compiler, no ninja, or
-    the compiler's first complaint.
+    count as part of it; `flags` are for C++ and the linker; `notice` is a line for stderr before a build begins. Raises
+    BuildError with one line: no compiler, no ninja, or the compiler's first complaint.
     """
     recipe = _recipe(name, sources, flags, cuda_flags)
     built = recipe.place()
@@ -88,6 +94,8 @@ def library(name: str, sources: Sequence[Path] = (), flags: Sequence[str] = (), 
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
+            if notice:
+                print(notice, file=sys.stderr, flush=True)
             _build(built, ninja, recipe)
     return built
 
@@ -189,8 +197,10 @@ def _build(built: Path, ninja: str, recipe: _Recipe) -> None:
         done = subprocess.run([ninja, "-C", str(folder)], stdout=output, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = (line for line in lines if "error" in line or "fatal" in line)
-        complaint = next(said, lines[-1] if lines else "ninja said nothing")
+        # A disk that is full shows first, and is named last.
+        said = [line for line in lines if "No space left" in line]
+        said += [line for line in lines if "error" in line or "fatal" in line]
+        complaint = next(iter(said), lines[-1] if lines else "ninja said nothing")
         raise BuildError(f"{built.stem} does not compile: {complaint.strip()} (all of it: {log})")
     os.replace(folder / part, built)
 

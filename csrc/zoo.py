@@ -18,11 +18,13 @@ FILES = (*KERNEL_FILES, "binding")
 CUDA_KERNEL_FILES = ("attention_backward", "attention_forward", "coarse", "choice")
 # The GPUs that a build ahead is for. Code for sm_80 runs on all of 8.x, and newer GPUs take what is in PTX.
 AHEAD = (80, 90)
+NOTICE = "kernel: compiling the attention for this {}, once (about {}) ..."
 
 
 def zoo_library(torch: Path, version: str) -> Path:
     """The library for the torch of this folder and version, built if there is none; BuildError with one line."""
-    return library("zoo", tuple(SOURCES / f"{name}.cpp" for name in FILES), binding_flags(torch, version))
+    files = tuple(SOURCES / f"{name}.cpp" for name in FILES)
+    return library("zoo", files, binding_flags(torch, version), notice=NOTICE.format("CPU", "20 seconds"))
 
 
 def zoo_cuda_library(torch: Path, version: str, architectures: Collection[int]) -> Path:
@@ -30,7 +32,8 @@ def zoo_cuda_library(torch: Path, version: str, architectures: Collection[int]) 
     files = tuple(SOURCES / f"{name}.cu" for name in CUDA_KERNEL_FILES) + (SOURCES / "binding_cuda.cpp",)
     flags = binding_flags(torch, version)
     ahead = existing("zoo_cuda", files, flags, architecture_flags(AHEAD))
-    return ahead or library("zoo_cuda", files, flags, architecture_flags(architectures))
+    made_for = architecture_flags(architectures)
+    return ahead or library("zoo_cuda", files, flags, made_for, notice=NOTICE.format("GPU", "a minute"))
 
 
 def architecture_flags(architectures: Collection[int]) -> tuple[str, ...]:

@@ -53,6 +53,13 @@ def test_a_library_is_compiled_once(source: Path) -> None:
     assert first.stat().st_mtime_ns == written
 
 
+def test_only_a_build_is_announced(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for expected in ("compiling ...\n", ""):
+        build.library.cache_clear()
+        build.library("answer", (source,), notice="compiling ...")
+        assert capfd.readouterr().err == expected
+
+
 def test_another_source_is_another_library(source: Path) -> None:
     first = built(source)
     source.write_text(answer(43))

@@ -26,7 +26,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         return
     spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
+    assert spec
+    assert spec.origin
     try:
         zoo_library(Path(spec.origin).parent, importlib.metadata.version("torch"))
     except BuildError as error:

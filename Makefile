@@ -94,7 +94,7 @@ MAKEOVERRIDES :=
 UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers,$(MAKECMDGOALS)))
 $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
 
-BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 BENCH := $(if $(filter name,$(GIVEN)),$(value name),speed)
 ifneq (,$(filter bench,$(MAKECMDGOALS)))
 $(if $(filter $(BENCH),$(BENCHMARKS)),,$(error name=$(BENCH) is not a benchmark; there are $(BENCHMARKS)))

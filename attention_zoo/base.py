@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ops.padding import clear
+
 
 class Attention(nn.Module):
     """An attention core: everything between the projections of q, k, v and the output projection.
@@ -45,8 +47,8 @@ class Attention(nn.Module):
         if mask is None:
             return self.attend(q, k, v, None)
         padded = ~mask[:, None, :, None]
-        q, k, v = (x.masked_fill(padded, 0.0) for x in (q, k, v))
-        return self.attend(q, k, v, mask).masked_fill(padded, 0.0)
+        q, k, v = (clear(x, padded) for x in (q, k, v))
+        return clear(self.attend(q, k, v, mask), padded, tokens_first=True)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The variant itself: as `forward`, but shapes are checked, padded rows of q, k, v are 0, and what it returns

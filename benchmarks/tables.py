@@ -201,6 +201,34 @@ def kernel_cuda(rows: Sequence[Row]) -> str:
     return about + grid(head, lines)
 
 
+def steps(rows: Sequence[Row]) -> str:
+    """A training step of each attention, kernel and kind of copies."""
+    lines = [
+        [
+            f"`{row['attn']}`", row["kernel"], row["copies"],
+            f"{float(row['step_ms']):.0f} ± {float(row['step_iqr_ms']):.0f} ms", f"{float(row['processor_ms']):.0f} ms",
+            f"x {float(row['ratio']):.2f}", f"{float(row['forward_ms']):.0f} ms", f"{float(row['backward_ms']):.0f} ms",
+            f"{float(row['optimizer_ms']):.0f} ms", f"{float(row['data_ms']):.1f} ms",
+            f"{int(row['tokens_per_s']):,}", f"{float(row['peak_mb']):.0f} MiB",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["attention", "kernel", "copies", "step", "processor", "to softmax"]
+    head += ["forward", "backward", "optimizer", "data", "tokens/s", "peak"]
+    return measured(rows) + grid(head, lines)
+
+
+def step_parts(rows: Sequence[Row]) -> str:
+    """Where the time of a step goes: milliseconds and share of each part, the largest of the last column first."""
+    kinds = list(dict.fromkeys((row["attn"], row["kernel"], row["copies"]) for row in rows))
+    found = {((row["attn"], row["kernel"], row["copies"]), row["part"]): row for row in rows}
+    parts = sorted({row["part"] for row in rows}, key=lambda part: -float(found[kinds[-1], part]["ms"]))
+    cells = [[f"{float(found[kind, part]['ms']):.0f} ms, {float(found[kind, part]['share']):.1%}" for kind in kinds]
+             for part in parts]  # fmt: skip
+    lines = [[part, *row] for part, row in zip(parts, cells, strict=True)]
+    return measured(rows) + grid(["part", *(f"`{attn}`, {kernel}, {copies}" for attn, kernel, copies in kinds)], lines)
+
+
 def measured(rows: Sequence[Row]) -> str:
     """On what the rows were measured."""
     return f"{rows[0]['device']}; commit `{rows[0]['commit'][:12]}`\n\n"
@@ -208,7 +236,7 @@ def measured(rows: Sequence[Row]) -> str:
 
 # The tables of each page: the CSV file of each, and what makes the table of it.
 PAGES = {
-    "speed.md": {"speed": cores, "peers": peers},
+    "speed.md": {"speed": cores, "step": steps, "step_parts": step_parts, "peers": peers},
     "data.md": {"pathfinder": generator, "preparing": preparing, "data": loading},
     "kernel.md": {"kernel": kernel, "kernel_cuda": kernel_cuda},
 }

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "block_sparse.hpp"
+#include "padding.hpp"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -311,6 +312,31 @@ Tensor choose_blocks(Tensor logits, Tensor real, Tensor budget, int64_t most, in
     return pairs;
 }
 
+// (B, H, N, D) -> (B, H, N, D), or (B, N, H, D) where tokens come first in memory.
+Tensor clear_rows(Tensor x, Tensor padded, bool tokens_first) {
+    STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have shape (B, H, N, D), on the CPU");
+    const int64_t batch = x.size(0), heads = x.size(1), length = x.size(2), dim = x.size(3);
+    STD_TORCH_CHECK(x.stride(3) == 1 || dim == 1, "the rows of x must be dense");
+    const int64_t bytes = x.element_size(), row = dim * bytes;
+    Tensor out = tokens_first ? like(x, {batch, length, heads, dim}, x.scalar_type())
+                              : like(x, {batch, heads, length, dim}, x.scalar_type());
+    const ZooRows p = {heads,
+                       length,
+                       row,
+                       static_cast<const char*>(x.const_data_ptr()),
+                       x.stride(0) * bytes,
+                       x.stride(1) * bytes,
+                       x.stride(2) * bytes,
+                       flags(padded, "padded", {batch, length}),
+                       static_cast<char*>(out.mutable_data_ptr()),
+                       heads * length * row,
+                       tokens_first ? row : length * row,
+                       tokens_first ? heads * row : row};
+    torch::stable::parallel_for(0, batch * length, 256,
+                                [&](int64_t begin, int64_t end) { zoo_clear_rows(&p, begin, end); });
+    return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(zoo, m) {
@@ -332,6 +358,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(zoo, m) {
     m.def(
         "choose_blocks_cpu(Tensor logits, Tensor real, Tensor budget, int most, int first_blocks, int diagonal_blocks,"
         " bool fill) -> Tensor");
+    m.def("clear_rows_cpu(Tensor x, Tensor padded, bool tokens_first) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) {
@@ -341,4 +368,5 @@ STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) {
     m.impl("coarse_attention_cpu_backward", TORCH_BOX(&coarse_backward));
     m.impl("block_logits_cpu", TORCH_BOX(&block_logits));
     m.impl("choose_blocks_cpu", TORCH_BOX(&choose_blocks));
+    m.impl("clear_rows_cpu", TORCH_BOX(&clear_rows));
 }

@@ -198,13 +198,13 @@ std::tuple<Tensor, Tensor, Tensor> coarse_backward(Tensor d_out, Tensor q, Tenso
                                                    int64_t stream) {
     const Given given(q, block_size, scale, &blocks);
     Backward b(given, d_out, q, k, v, out, lse, blocks, mask);
-    Tensor means = given.means(), d_means = given.means(), logs = given.per_block(), shift = given.per_block(),
+    Tensor means = given.means(), d_means = given.means(), logs = given.per_block(),
            d_logit = given.per_block(), d_value = given.vectors();
     ZooCudaCoarse c = coarse_of(given, q, k, v, blocks, mask, means, logs);
     c.prior_logit = const_cast<float*>(given.logits(prior_logit));
     c.prior_value = const_cast<float*>(given.values(prior_value));
     c.d_prior_logit = fresh(d_logit), c.d_prior_value = fresh(d_value);
-    c.shift = fresh(shift), c.d_means = fresh(d_means);
+    c.d_means = fresh(d_means);
     b.p.prior_logit = c.prior_logit, b.p.prior_value = c.prior_value;
     b.p.d_prior_logit = fresh(d_logit), b.p.d_prior_value = fresh(d_value), b.p.d_means = c.d_means;
     launched(zoo_cuda_means(&c, handle(stream)));

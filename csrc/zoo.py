@@ -13,7 +13,9 @@ from pathlib import Path
 from .build import SOURCES, BuildError, NoCompiler, existing, library
 
 # The kernels, which know nothing of torch, and what binds them to it.
-KERNEL_FILES = ("block_sparse_avx512", "block_sparse_avx2", "block_sparse_portable", "block_sparse_cpu", "selection")
+KERNEL_FILES = (
+    "block_sparse_avx512", "block_sparse_avx2", "block_sparse_portable", "block_sparse_cpu", "selection", "padding",
+)  # fmt: skip
 FILES = (*KERNEL_FILES, "binding")
 CUDA_KERNEL_FILES = ("attention_backward", "attention_forward", "coarse", "choice")
 # The GPUs that a build ahead is for. Code for sm_80 runs on all of 8.x, and newer GPUs take what is in PTX.

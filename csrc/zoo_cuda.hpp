@@ -47,7 +47,6 @@ struct ZooCudaCoarse {
     float *prior_logit, *prior_value;        // (G, K), (G, K, D)
     // For the backward alone.
     const float *d_prior_logit, *d_prior_value;
-    float *shift;                            // (G, K), for use on the way
     float* d_means;                          // (3, G, K, D), each divided by the real tokens of its block
 };
 

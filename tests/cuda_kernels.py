@@ -61,7 +61,7 @@ Backward = _structure(
 Coarse = _structure(
     "Coarse",
     *("shape", "number", "wide", "blocks", "q", "k", "v", "mask", "means", "logs", "prior_logit", "prior_value"),
-    *("d_prior_logit", "d_prior_value", "shift", "d_means"),
+    *("d_prior_logit", "d_prior_value", "d_means"),
 )
 Logits = _structure("Logits", "shape", "number", "q", "k", "mask", "root", "means", "logits")
 
@@ -245,12 +245,12 @@ class Coarsely:
             **{"q": q, "k": k, "v": v, "blocks": blocks, "mask": mask},
             **{"means": poisoned(3, heads, count, dim), "logs": poisoned(heads, count)},
             **{"prior_logit": poisoned(heads, count), "prior_value": poisoned(heads, count, dim)},
-            **{"shift": poisoned(heads, count), "d_means": poisoned(3, heads, count, dim)},
+            **{"d_means": poisoned(3, heads, count, dim)},
             **{"d_prior_logit": None, "d_prior_value": None},
         }
 
     def _run(self, entry: str, *written: str) -> tuple[Any, ...]:
-        _call(entry, self.given, (*written, "shift"), self.tensors)
+        _call(entry, self.given, written, self.tensors)
         return tuple(self.tensors[name] for name in written)
 
     def means(self) -> tuple[Any, ...]:

@@ -105,6 +105,12 @@ def available(device: torch.device = CPU) -> bool:
     return library.why_not is None
 
 
+def ready(device: torch.device) -> bool:
+    """Whether the library for `device` has been loaded, is right, and may run: never builds, prints or raises."""
+    library = _LIBRARIES.get(device.type)
+    return library is not None and library.tried and library.why_not is None and _word in ("auto", device.type)
+
+
 def _serves(device: torch.device, dtypes: set[torch.dtype], block_size: int | None, dim: int | None) -> bool:
     library = _LIBRARIES.get(device.type)
     # The references that probes call must not ask for the kernel that is being probed.

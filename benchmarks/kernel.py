@@ -29,7 +29,7 @@ from lra.words import choose
 
 # What `auto` stands for on each device.
 AUTO = {
-    "cpu": {"lengths": "1024,2048,4096,8192", "heads": "16", "head_dims": "32", "dtypes": "float32", "rounds": "7"},
+    "cpu": {"lengths": "1024,2048,4096,8192", "heads": "16", "head_dims": "32", "dtypes": "float32", "rounds": "21"},
     "cuda": {
         "lengths": "1024,2048,4096,8192,16384", "heads": "64,256", "head_dims": "32,64", "dtypes": "bfloat16",
         "rounds": "20",
@@ -44,7 +44,7 @@ KEYS = {
     "head_dims": ("auto", "dimensions D of a head, a list; 32 on a CPU, 32,64 on a GPU"),
     "dtypes": ("auto", "float32, bfloat16, float16, a list; float32 on a CPU, bfloat16 on a GPU"),
     "against": ("", "what is timed beside: a list of reference, sdpa, flex"),
-    "rounds": ("auto", "each times everything once; 7 on a CPU, 20 on a GPU"),
+    "rounds": ("auto", "each times everything once; 21 on a CPU, 20 on a GPU"),
     "seconds": ("30", "for the rounds of one size, which end early after three of them"),
     "until": ("540", "seconds after which no other size is begun on a GPU: start again to go on"),
     "flush": ("true", "true or false: whether a GPU's second-level cache is overwritten before each call"),

@@ -85,6 +85,8 @@ def set_up(config: Config, run: Run) -> Trainer:
     if data.manifest.get("kind") == "pixels" and config.model.seq_len < longest:
         raise WordError(f"model.seq_len={config.model.seq_len} must be at least {longest}: an image is never cut")
     model = model_of(config, data)
+    # Refused before anything is written.
+    kernel_of(model, device)
     return Trainer(config, model, data, run, device, dtype, StopSignal())
 
 
@@ -101,22 +103,25 @@ def size_of(config: Config, data: Data) -> int:
 
 def circumstances(trainer: Trainer) -> dict[str, Any]:
     """What a run stands on, as result.json says it."""
-    core = first_core(trainer.model)
-    try:
-        kernel = core.kernel(trainer.device)
-    except kernels.KernelError as error:
-        raise WordError(str(error)) from None
     return {
         "params": parameter_count(trainer.model),
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
-        "kernel": kernel,
+        "kernel": kernel_of(trainer.model, trainer.device),
         "exact_share": exact_share(trainer),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),
         "git_commit": machine.git_commit(),
         "versions": machine.versions(),
     }
+
+
+def kernel_of(model: Classifier, device: torch.device) -> str | None:
+    """The kernel that the attention runs on; WordError where it is not the one that was asked for."""
+    try:
+        return first_core(model).kernel(device)
+    except kernels.KernelError as error:
+        raise WordError(str(error)) from None
 
 
 def first_core(model: Classifier) -> Attention:

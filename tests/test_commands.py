@@ -76,10 +76,11 @@ def test_the_recipe_is_the_published_one() -> None:
     assert "dropout: 0.1" in lra("--cfg", "job", "--package", "attn", "attn=softmax").stdout
 
 
-def test_a_kernel_that_cannot_run_on_the_device_is_one_line(tmp_path: Path) -> None:
+def test_a_kernel_that_cannot_run_on_the_device_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     done = train(tmp_path, "train.steps=6", "train.warmup=2", "device=cpu", "kernel=cuda", code=2)
     assert done.stderr.splitlines()[-1] == "error: kernel=cuda runs on a GPU, not on cpu"
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_leaves_the_files_of_the_contract_and_a_second_cell_fails_alone(tmp_path: Path) -> None:

@@ -9,11 +9,17 @@ MAKEFLAGS += --no-print-directory
 lra: .venv/.ready ## train and test one run:  make lra task=listops attn=mra2 train.lr=3e-4
 	@exec $(PY) -m lra.train $(WORDS) $(ARGS)
 
-sweep: .venv/.ready ## many runs:  make sweep task=listops attn=mra2,softmax seed=0,1,2
-	@exec $(PY) -m lra.train hydra.mode=MULTIRUN $(WORDS) $(ARGS)
+sweep: .venv/.ready ## many runs:  make sweep sweep=attention task=listops seed=0,1,2
+	@exec $(PY) -m lra.sweep $(WORDS) $(ARGS)
+
+watch: .venv/.ready ## the runs under way, in the terminal
+	@exec $(PY) -m lra.watch $(WORDS) $(ARGS)
 
 compare: .venv/.ready ## all runs beside the published numbers
 	@exec $(PY) -m lra.results $(WORDS) $(ARGS)
+
+dashboard: $(if $(filter trackio,$(view)),.venv/.dashboard,.venv/.ready) ## runs in W&B's terminal view:  make dashboard view=trackio
+	@exec $(PY) -m lra.dashboard $(WORDS) $(ARGS)
 
 variants: .venv/.ready ## every attention: paper, cost, exact limit, parameters
 	@exec $(PY) -m lra.variants $(WORDS) $(ARGS)
@@ -43,6 +49,12 @@ test-parity: .venv/.peers ## compare with the public implementations (installs t
 
 test-gpu: .venv/.ready ## the tests that need a GPU
 	@exec $(PY) -m tests.gpu $(ARGS)
+
+test-browser: .venv/.dashboard ## the report and the dashboard in headless Chromium
+	@exec $(PY) -m tests.browser $(ARGS)
+
+test-cluster: .venv/.ready ## a sweep on a real Slurm, set up on this machine and taken down again
+	@exec $(PY) -m tests.cluster $(ARGS)
 
 # torch's own store of memory would hide what is read or written beyond an array.
 test-gpu-sanitizer: .venv/.ready ## every GPU kernel under compute-sanitizer
@@ -91,7 +103,7 @@ WORDS = $(foreach v,$(NAMES),$(call QUOTE,$v=$(value $v)))
 $(foreach v,$(NAMES),$(eval unexport $v))
 MAKEOVERRIDES :=
 
-UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers,$(MAKECMDGOALS)))
+UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers .venv/.dashboard,$(MAKECMDGOALS)))
 $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
 
 BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
@@ -102,6 +114,11 @@ endif
 
 .venv/.peers: requirements-peers.lock .venv/.ready
 	@echo "installing the public implementations (about 20 seconds) ..."
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --compile --requirement $<
+	@touch $@
+
+.venv/.dashboard: requirements-dashboard.lock .venv/.ready
+	@echo "installing trackio and selenium (about 10 seconds) ..."
 	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --compile --requirement $<
 	@touch $@
 

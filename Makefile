@@ -88,7 +88,7 @@ help: ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep compare variants bench kernels data data-doctor setup test test-parity test-gpu test-gpu-sanitizer \
+TARGETS := lra sweep watch compare dashboard variants bench kernels data data-doctor setup test test-parity test-browser test-cluster test-gpu test-gpu-sanitizer \
   check-cuda peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python

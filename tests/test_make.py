@@ -124,7 +124,9 @@ def test_all_words_reach_python_together(ready: Path) -> None:
     ("target", "module"),
     [
         ("lra", ["lra.train"]),
-        ("sweep", ["lra.train", "hydra.mode=MULTIRUN"]),
+        ("sweep", ["lra.sweep"]),
+        ("watch", ["lra.watch"]),
+        ("dashboard", ["lra.dashboard"]),
         ("data", ["lra.prepare"]),
         ("data-doctor", ["lra.prepare", "--doctor"]),
         ("compare", ["lra.results"]),
@@ -133,6 +135,15 @@ def test_all_words_reach_python_together(ready: Path) -> None:
 )
 def test_a_target_runs_its_module_with_the_words(ready: Path, target: str, module: list[str]) -> None:
     assert passed(ready, target, "task=listops", "ARGS=--cfg job") == ["-m", *module, "task=listops", "--cfg", "job"]
+
+
+def test_a_dashboard_in_the_browser_installs_what_it_needs_once(ready: Path) -> None:
+    (ready / "requirements-dashboard.lock").write_text("trackio==0.43.0\n")
+    assert passed(ready, "dashboard", "view=trackio")[1:] == ["lra.dashboard", "view=trackio"]
+    installed = [call for call in calls(ready) if "requirements-dashboard.lock" in call]
+    assert len(installed) == 1
+    assert passed(ready, "dashboard", "view=trackio") == ["-m", "lra.dashboard", "view=trackio"]
+    assert [call for call in calls(ready) if "requirements-dashboard.lock" in call] == installed
 
 
 def test_bench_takes_the_name_of_a_benchmark(ready: Path) -> None:
@@ -190,8 +201,8 @@ def test_help_names_every_target_once(bare: Path) -> None:
     done = make(bare)
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
     expected = (
-        "lra sweep compare variants bench kernels data data-doctor setup test test-parity test-gpu test-gpu-sanitizer"
-        " check-cuda peers lint format clean help"
+        "lra sweep watch compare dashboard variants bench kernels data data-doctor setup test test-parity test-browser"
+        " test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format clean help"
     )
     assert sorted(listed) == sorted(expected.split())
     assert not (bare / "calls").exists()

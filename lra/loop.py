@@ -137,13 +137,17 @@ def evaluate(
 
 @dataclass
 class State:
-    """What a resumed run needs beside weights and optimizer; batches and dropout are functions of seed and step."""
+    """What a resumed run needs beside weights and optimizer; batches and dropout are functions of seed and step.
+
+    `seconds` are those in training steps, `wall_seconds` all that the run has taken, evaluations included.
+    """
 
     step: int = 0
     evaluated: int = 0
     best_step: int = 0
     best_accuracy: float = -1.0
     seconds: float = 0.0
+    wall_seconds: float = 0.0
     tokens: int = 0
     micro_batch: int = 0
     metrics_bytes: int = 0
@@ -187,6 +191,7 @@ class Trainer:
         whole = self.options.micro_batch == "auto"
         self.state = State(micro_batch=self.options.batch_size if whole else self.options.micro_batch)
         self.pending: list[Tensor] = []
+        self.clock = time.perf_counter()
         if run.last.exists():
             self.resume()
         self.metrics = Metrics(run.metrics, keep=self.state.metrics_bytes)
@@ -295,6 +300,13 @@ class Trainer:
         self.state.seconds += seconds
         self.state.window_seconds += seconds
 
+    def wall_seconds(self) -> float:
+        """What this run has taken so far over all its starts; a killed one forgets what came after its checkpoint."""
+        now = time.perf_counter()
+        self.state.wall_seconds += now - self.clock
+        self.clock = now
+        return self.state.wall_seconds
+
     def settle(self) -> None:
         """Fetch the losses that are still on the device; the first one that is not finite ends the run."""
         if not self.pending:
@@ -326,6 +338,7 @@ class Trainer:
         self.display.train(record)
 
     def record(self, record: dict[str, Any]) -> None:
+        record = {**record, "steps": self.options.steps, "seconds": round(self.wall_seconds(), 3)}
         self.metrics.write(record)
         self.tracker.log(record["step"], record)
 
@@ -371,6 +384,7 @@ class Trainer:
             raise Diverged(self.state.step)
         self.metrics.sync()
         self.state.metrics_bytes = self.metrics.position
+        self.wall_seconds()
         checkpoint.save(
             self.run.last,
             {
@@ -393,7 +407,8 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         micro = self.state.micro_batch
-        self.state = State(**saved["state"])
+        # An older checkpoint knows its time in training steps alone.
+        self.state = State(**{"wall_seconds": saved["state"]["seconds"]} | saved["state"])
         if self.options.micro_batch != "auto":
             self.state.micro_batch = micro
 

@@ -206,6 +206,7 @@ def outcome(
         "steps": state.step,
         "tokens_per_s": state.tokens / state.seconds if state.seconds else 0.0,
         "train_seconds": state.seconds,
+        "seconds": trainer.wall_seconds(),
         "peak_memory_mb": machine.peak_memory_mb(trainer.device),
         "config": identity(trainer.run.config),
     }
@@ -233,5 +234,5 @@ def conclude(result: dict[str, Any], trainer: Trainer) -> None:
     print(f"test   accuracy {test['accuracy']:.1%}, {interval}, {which}")
     print(f"beside train {result['train']['accuracy']:.1%}, best val {result['val']['accuracy']:.1%}, ", end="")
     print(f"the largest class alone {max(counts) / sum(counts):.1%}")
-    print(f"speed  {speed}, {result['train_seconds']:,.0f} s in training steps")
+    print(f"speed  {speed}, {result['train_seconds']:,.0f} s in training steps of {result['seconds']:,.0f} s in all")
     print(f"files  {trainer.run.path / 'result.json'}; make compare sets all runs side by side")

@@ -23,7 +23,9 @@ CONNECT_SECONDS = 10
 FINISH_SECONDS = 30
 CLOSE_SECONDS = 3
 ROOM = 2**20
-CHARTS = {"tokens_per_s": "speed/tokens_per_s", "peak_memory_mb": "memory/peak_mb"}
+CHARTS = {"tokens_per_s": "speed/tokens_per_s", "peak_memory_mb": "memory/peak_mb", "seconds": "time/seconds"}
+# What says which line of the record it is, or is the same in every line.
+UNCHARTED = ("step", "steps", "split")
 
 
 class Metrics:
@@ -249,5 +251,5 @@ def stop_service() -> None:
 def charted(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A record under the names of its charts: `train/loss`, `val/accuracy`, `speed/tokens_per_s`."""
     split = metrics.get("split", "run")
-    values = {key: value for key, value in metrics.items() if key not in ("step", "split") and value is not None}
+    values = {key: value for key, value in metrics.items() if key not in UNCHARTED and value is not None}
     return {CHARTS.get(key, f"{split}/{key}"): value for key, value in values.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEED = ("tokens_per_s", "peak_memory_mb")
+SPEED = ("tokens_per_s", "peak_memory_mb", "seconds")
 TINY = (
     "task.source=synthetic", "model.seq_len=64", "model.dim=16", "model.head_dim=8", "model.ffn=16",
     "attn.block_size=8",

@@ -63,6 +63,12 @@ ARROWS = {
         "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
     ),
     "lra.train": "config data run session tasks tasks.base tracker words",
+    # Runs under way, and how long those to come will take, from runs/ alone.
+    "lra.records": "",
+    "lra.pace": "records",
+    "lra.underway": "records",
+    "lra.screen": "underway",
+    "lra.watch": "command screen underway words",
     # Results read runs/ only.
     "lra.cells": "budget intervals words",
     "lra.table": "cells",
@@ -76,12 +82,12 @@ HOMES = {
     "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
-    "yaml": {"lra.run", "lra.variants"},
+    "yaml": {"lra.pace", "lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
-    "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
+    "rich": {"lra.bar", "lra.progress", "lra.results", "lra.screen", "lra.table", "lra.watch"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
     | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
 }
@@ -168,7 +174,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results"])
+@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results", "lra.watch"])
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded

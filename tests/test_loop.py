@@ -22,6 +22,7 @@ from lra.schedule import rate
 from lra.session import set_up
 from lra.tracker import open_tracker
 from lra.words import WordError
+from tests.runs import SPEED
 
 CPU = torch.device("cpu")
 TASK = {"name": "listops", "source": "synthetic", "version": "1.0.0"}
@@ -453,9 +454,25 @@ def test_a_stopped_run_of_the_other_protocol_ends_with_the_same_bits(trainer: An
     first.run.close()
     second = trainer(given, pair_data(), name="parts")
     assert second.state.step == stop
-    speed = ("tokens_per_s", "peak_memory_mb")
+    assert second.state.wall_seconds > 0
     again = train(second, tmp_path)
-    assert [{k: v for k, v in r.items() if k not in speed} for r in again] == [
-        {k: v for k, v in r.items() if k not in speed} for r in records
+    seconds = [record["seconds"] for record in again]
+    assert seconds == sorted(seconds)
+    assert {record["steps"] for record in again} == {12}
+    assert [{k: v for k, v in r.items() if k not in SPEED} for r in again] == [
+        {k: v for k, v in r.items() if k not in SPEED} for r in records
     ]
     np.testing.assert_array_equal(second.conclude()[0].logits, whole.conclude()[0].logits)
+
+
+def test_a_checkpoint_of_before_the_wall_clock_was_kept_goes_on_from_its_time_in_steps(
+    trainer: Any, tmp_path: Path
+) -> None:
+    whole = trainer(config(), name="older")
+    train(whole, tmp_path)
+    whole.close()
+    whole.run.close()
+    saved = checkpoint.load(whole.run.last, CPU)
+    del saved["state"]["wall_seconds"]
+    checkpoint.save(whole.run.last, saved)
+    assert trainer(config(), name="older").state.wall_seconds == saved["state"]["seconds"] > 0

@@ -186,6 +186,7 @@ def test_charts_are_named_by_split_except_speed_and_memory() -> None:
         "memory/peak_mb": 512.0,
     }
     assert charted(VAL | {"loss": None}) == {"val/accuracy": 0.375}
+    assert charted(VAL | {"steps": 5000, "seconds": 1.5}) == charted(VAL) | {"time/seconds": 1.5}
 
 
 def test_jsonl_writes_nothing_beyond_the_record(tmp_path: Path) -> None:

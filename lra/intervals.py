@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+@functools.cache
 def student_quantile(df: int) -> float:
     """The t for which |T| <= t has probability LEVEL at `df` degrees of freedom: 12.706 for 1, 2.776 for 4."""
     if df < 1:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from lra.commit import git_commit as git_commit
 from lra.words import WordError
 
 
@@ -59,16 +59,3 @@ def versions() -> dict[str, str]:
     import numpy as np
 
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
-def git_commit() -> str:
-    """The commit of the source, with `-dirty` where files differ from it; empty outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return told.stdout.strip()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from lra.cells import LISTOPS_FLOORS, OVER_BUDGET, SOURCES, Cell, Run, cells, collect, existing, select
+from lra.cells import OVER_BUDGET, Cell, cells, select
 from lra.command import command
+from lra.curves import Curve, read_curves, windows
 from lra.files import write_atomically
-from lra.style import DASHES, PALETTE, STYLE
+from lra.outcomes import Run, collect, existing
+from lra.style import DASHES, STYLE, colours_of
 from lra.words import WordError
 
 if TYPE_CHECKING:
@@ -23,47 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from matplotlib.lines import Line2D
 
-SOFTMAX = "#222222"
 CAPTION = (
     "Strong: validation. Faint: training. Diamonds: test accuracy, of the best validation step. Crosses: diverged."
 )
-
-
-class Curve(NamedTuple):
-    """One split of one run over its steps; loss in nats, accuracy in percent, NaN where a line has no such number."""
-
-    steps: list[int]
-    loss: list[float]
-    accuracy: list[float]
-
-
-def read_curves(path: Path) -> dict[str, Curve]:
-    """The curves in a metrics.jsonl by split. A torn last line is left out; any other broken line is a ValueError."""
-    curves: dict[str, Curve] = defaultdict(lambda: Curve([], [], []))
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(whole, start=1):
-        try:
-            record = json.loads(line)
-            curve = curves[record["split"]]
-            step, loss, accuracy = int(record["step"]), _number(record.get("loss")), _number(record.get("accuracy"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}, line {number} is not a metrics line") from None
-        curve.steps.append(step)
-        curve.loss.append(loss)
-        curve.accuracy.append(100 * accuracy)
-    return dict(curves)
-
-
-def windows(curve: Curve, most: int = 100) -> Curve:
-    """`curve` as the means of at most `most` windows of consecutive points, each at its last step."""
-    size = math.ceil(len(curve.steps) / most)
-    cuts = [slice(i, i + size) for i in range(0, len(curve.steps), size or 1)]
-    means = ([statistics.fmean(values[cut]) for cut in cuts] for values in (curve.loss, curve.accuracy))
-    return Curve([curve.steps[cut][-1] for cut in cuts], *means)
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def draw(table: Sequence[Cell], out: Path) -> list[str]:
@@ -76,7 +38,7 @@ def draw(table: Sequence[Cell], out: Path) -> list[str]:
         rows[cell.protocol, cell.task_name].append(cell)
 
     problems: list[str] = []
-    colours = _colours(table)
+    colours = colours_of(cell.attn for cell in table)
     kind = out.suffix.removeprefix(".")
     with matplotlib.rc_context(STYLE):
         heights = [3.6 + 0.2 * math.ceil(len(members) / _legend_columns(members)) for members in rows.values()]
@@ -113,20 +75,13 @@ def _draw_row(
                 continue
             _draw_run(left, right, run, curves, colour, dashes)
         lines += left.plot([], [], color=colour, linestyle=dashes, linewidth=1.8, label=_label(cell))
-    if members[0].task == "listops" and members[0].source in SOURCES["listops"]:
-        for name, accuracy in LISTOPS_FLOORS.items():
-            _draw_floor(right, f"{name}\n{accuracy}%", accuracy)
+    for name, accuracy in members[0].floors.items():
+        _draw_floor(right, f"{name}\n{accuracy}%", accuracy)
     part.legend(
         handles=lines, loc="outside upper left", ncols=_legend_columns(members), alignment="left",
         title=title, title_fontproperties={"weight": "bold", "size": 11},
     )  # fmt: skip
     return problems
-
-
-def _colours(table: Sequence[Cell]) -> dict[str, tuple[int, str]]:
-    """By attention, how often the palette was used up before, and a colour: the same in every panel, softmax grey."""
-    others = enumerate(sorted({cell.attn for cell in table} - {"softmax"}))
-    return {attn: (i // len(PALETTE), PALETTE[i % len(PALETTE)]) for i, attn in others} | {"softmax": (0, SOFTMAX)}
 
 
 def _legend_columns(members: Sequence[Cell]) -> int:
@@ -136,11 +91,7 @@ def _legend_columns(members: Sequence[Cell]) -> int:
 
 
 def _label(cell: Cell) -> str:
-    name = (
-        f"{cell.attn_name}, {textwrap.shorten(cell.deviation.replace(',', ', '), 60)}"
-        if cell.deviation
-        else cell.attn_name
-    )
+    name = f"{cell.attn_name}, {textwrap.shorten(cell.words.replace(',', ', '), 60)}" if cell.words else cell.attn_name
     if cell.accuracy is None:
         return name
     return f"{name}: {cell.accuracy:.1f}%" + (f" (mean of {len(cell.finished)})" if len(cell.finished) > 1 else "")

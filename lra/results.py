@@ -1,20 +1,22 @@
-"""`python -m lra.results`: all runs beside the published numbers, in the terminal, as Markdown, CSV and curves."""
+"""`python -m lra.results`: all runs beside the published numbers, in the terminal, as Markdown, CSV and HTML."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from lra.cells import Cell, Published, Run, cells, collect, existing, read_published, select
+from lra.cells import cells, select
 from lra.command import command
+from lra.commit import git_commit
+from lra.crossover import crossover
 from lra.files import write_text
-from lra.intervals import student_interval, wilson
-from lra.report import draw
-from lra.table import comma_separated, markdown, notes, say, show, show_published, sources
-
-__all__ = ["Cell", "Published", "Run", "cells", "collect", "compare", "main", "student_interval", "wilson"]
+from lra.outcomes import collect, existing
+from lra.page import build, contents, front_end
+from lra.published import read_published
+from lra.table import comma_separated, markdown, say, show, show_published
 
 KEYS = {
     "runs": ("runs", "folder of the runs; the files go to <runs>/report"),
@@ -42,15 +44,19 @@ def compare(options: dict[str, str]) -> int:
         return 0
 
     table = cells(runs, published)
-    report = root / "report"
+    lengths, unread = crossover(attentions=wanted.get("attn", "").split(",") if "attn" in wanted else ())
+    page = contents(table, [*problems, *unread], filters, lengths, git_commit(), time.time())
+    files = {
+        "compare.md": markdown(table, page["problems"], filters),
+        "compare.csv": comma_separated(table),
+        "index.html": build(*front_end(), page),
+    }
     show(console, table)
-    for line in (*notes(table), *sources(table), *problems):
+    for line in (*page["notes"], *page["sources"], *page["problems"]):
         say(console, line)
-    write_text(report / "compare.md", markdown(table, problems, filters))
-    write_text(report / "compare.csv", comma_separated(table))
-    for problem in draw(table, report / "curves.svg"):
-        say(console, problem)
-    say(console, f"written: {report / 'compare.md'}, {report / 'compare.csv'}, {report / 'curves.svg'}")
+    for name, text in files.items():
+        write_text(root / "report" / name, text)
+    say(console, f"written: {', '.join(str(root / 'report' / name) for name in files)}")
     return 0
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lra.cells import LISTOPS_FLOORS, OVER_BUDGET, SOURCES, Cell, Published, preference, protocol_order
+from lra.cells import Cell, column_names
+from lra.notes import cited, marks, notes, papers, sources
+from lra.outcomes import spelled, visible
+from lra.published import SOURCES, Published, preference, protocol_order
 
 
 class Row(NamedTuple):
@@ -41,22 +45,21 @@ HEADERS = Row(
 
 def rows(table: Sequence[Cell]) -> list[Row]:
     """The texts of `table`, in its order."""
-    mixed = _mixed_data(table)
-    papers = _sources(table)
-    return [_row(cell, mixed, papers) for cell in table]
+    names = column_names(table)
+    numbered = papers(table)
+    return [_row(cell, names[cell.column], numbered) for cell in table]
 
 
-def _row(cell: Cell, mixed: set[tuple[str, str, str]], papers: list[tuple[str, str]]) -> Row:
-    data = f" data {cell.data_sha256[:8]}" if (cell.protocol, cell.task, cell.source) in mixed else ""
+def _row(cell: Cell, task: str, numbered: list[tuple[str, str]]) -> Row:
     return Row(
-        task=cell.task_name + data,
+        task=task,
         attention=cell.attn_name,
-        deviation=cell.deviation.replace(",", ", ") or "-",
+        deviation=cell.words.replace(",", ", ") or "-",
         test=_decimal(cell.accuracy),
         interval=_interval(cell),
         seeds=str(len(cell.finished)),
         failures=_failures(cell),
-        published=_cited(cell.published, papers) if cell.published else "-",
+        published=cited(cell.published, numbered) if cell.published else "-",
         difference="-" if cell.difference is None else f"{cell.difference:+.1f}",
         train=_decimal(cell.train_accuracy),
         params=_thousands(cell.only(lambda run: run.params)) + (f" ({cell.excess})" if cell.excess else ""),
@@ -70,10 +73,6 @@ def _interval(cell: Cell) -> str:
         return "-"
     low, high, kind = cell.interval
     return f"{low:.1f} to {high:.1f} ({'Wilson' if kind == 'wilson' else 't'})"
-
-
-def _cited(value: Published, papers: list[tuple[str, str]]) -> str:
-    return f"{value.marked} [{papers.index((value.source, value.url)) + 1}]"
 
 
 def _failures(cell: Cell) -> str:
@@ -91,71 +90,6 @@ def _thousands(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _sources(table: Sequence[Cell]) -> list[tuple[str, str]]:
-    """(source, url) of the published values named, in the order of their first use."""
-    first = [cell.published for cell in table if cell.published]
-    others = [value for cell in table for value in cell.elsewhere]
-    return list(dict.fromkeys((value.source, value.url) for value in (*first, *others)))
-
-
-def _mixed_data(table: Sequence[Cell]) -> set[tuple[str, str, str]]:
-    """(protocol, task, source) of which runs on different data stand in `table`."""
-    hashes: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for cell in table:
-        hashes[cell.protocol, cell.task, cell.source].add(cell.data_sha256)
-    return {key for key, found in hashes.items() if len(found) > 1}
-
-
-def sources(table: Sequence[Cell]) -> list[str]:
-    """The numbered list of papers that the `published` column points to."""
-    return [f"[{i}] {source}, {url}" for i, (source, url) in enumerate(_sources(table), start=1)]
-
-
-def notes(table: Sequence[Cell]) -> list[str]:
-    """What a reader must know before believing `table`, one line each."""
-    lines = []
-    kinds = {cell.interval[2] for cell in table if cell.interval}
-    if "wilson" in kinds:
-        lines.append("Wilson: of one run over the items of the test set; the spread of seeds is not in it.")
-    if "student" in kinds:
-        lines.append(
-            "t: Student's, of the mean over seeds; the sampling error of the test set they share is not in it."
-        )
-    if any(cell.task == "listops" and cell.source in SOURCES["listops"] for cell in table):
-        floors = ", ".join(f"{name} {value}%" for name, value in LISTOPS_FLOORS.items())
-        lines.append(f"listops: the test set has 2,000 items, +-2.1 points for one run; {floors}.")
-    if any(cell.deviation and cell.published for cell in table):
-        lines.append("deviation: the row does not follow the protocol's recipe, and its difference is no reproduction.")
-    if any(cell.excess for cell in table):
-        rule = "over 10% more parameters than softmax at the same protocol, against the benchmark's own rule"
-        lines.append(f"{OVER_BUDGET}: {rule}.")
-    lines += _marks({cell.published.status for cell in table if cell.published})
-    papers = _sources(table)
-    others = dict.fromkeys(value for cell in table for value in cell.elsewhere)
-    if others:
-        named = (f"{value.protocol} {value.task} {value.attn} {_cited(value, papers)}" for value in others)
-        lines.append(f"published elsewhere: {', '.join(named)}.")
-    lines += [line for cell in table for line in _cell_notes(cell)]
-    for protocol, task, source in sorted(_mixed_data(table)):
-        lines.append(f"data: runs of {protocol} {task} ({source}) saw different data: never averaged, not comparable.")
-    devices = sorted({run.device for cell in table for run in cell.finished})
-    if devices:
-        compare = "" if len(devices) == 1 else "; rows of different devices do not compare"
-        lines.append(f"tokens/s and peak MB: on {', '.join(devices)}{compare}.")
-    return lines
-
-
-def _cell_notes(cell: Cell) -> Iterator[str]:
-    name = " ".join(filter(None, (cell.protocol, cell.task_name, cell.attn, cell.deviation)))
-    for run in cell.superseded:
-        kept = next(other for other in cell.runs if other.seed == run.seed)
-        yield f"{name}: seed {run.seed} twice; the newer counts ({kept.path.parent}), not {run.path.parent}."
-    if len({run.steps for run in cell.finished}) > 1:
-        yield f"{name}: its runs differ in steps ({', '.join(str(run.steps) for run in cell.finished)})."
-    if len({run.device for run in cell.runs}) > 1:
-        yield f"{name}: its runs differ in device; their speed and memory are not averaged."
-
-
 def markdown(table: Sequence[Cell], problems: Sequence[str] = (), heading: str = "") -> str:
     """`table` as a Markdown page: a section per protocol, then notes, sources and problems."""
     parts = ["# Long Range Arena: our runs beside the published numbers\n"]
@@ -168,7 +102,7 @@ def markdown(table: Sequence[Cell], problems: Sequence[str] = (), heading: str =
         parts.append("\n".join(_markdown_line(line) for line in (HEADERS, _RULE, *mine)) + "\n")
     for lines in (notes(table), sources(table), problems):
         if lines:
-            parts.append("\n".join("- " + line.replace("*", "\\*").replace("_", "\\_") for line in lines) + "\n")
+            parts.append("\n".join(f"- {_literal(line)}" for line in lines) + "\n")
     return "\n".join(parts)
 
 
@@ -176,7 +110,12 @@ _RULE = Row(*("---",) * 3, *("---:",) * 10)
 
 
 def _markdown_line(row: Row) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_") for text in row) + " |"
+    return "| " + " | ".join(_literal(text).replace("|", "\\|") for text in row) + " |"
+
+
+def _literal(text: str) -> str:
+    """`text` with nothing in it that Markdown or HTML reads as its own."""
+    return html.escape(text, quote=False).replace("*", "\\*").replace("_", "\\_")
 
 
 COLUMNS: dict[str, Callable[[Cell], Any]] = {
@@ -184,7 +123,10 @@ COLUMNS: dict[str, Callable[[Cell], Any]] = {
     "task": lambda cell: cell.task,
     "source": lambda cell: cell.source,
     "attn": lambda cell: cell.attn,
+    "split": lambda cell: cell.split,
     "deviation": lambda cell: cell.deviation,
+    "apart": lambda cell: cell.apart,
+    "declared": lambda cell: ",".join(spelled(cell.declared)),
     "accuracy": lambda cell: cell.accuracy,
     "interval_low": lambda cell: cell.interval and cell.interval[0],
     "interval_high": lambda cell: cell.interval and cell.interval[1],
@@ -212,7 +154,8 @@ COLUMNS: dict[str, Callable[[Cell], Any]] = {
     "difference": lambda cell: cell.difference,
     "data_sha256": lambda cell: cell.data_sha256,
     "config_sha256": lambda cell: " ".join(sorted({run.config_sha256 for run in cell.runs})),
-    "runs": lambda cell: " ".join(run.path.parent.as_posix() for run in cell.runs),
+    "git_commit": lambda cell: " ".join(sorted({run.git_commit for run in cell.runs} - {""})),
+    "runs": lambda cell: " ".join(visible(run.path.parent.as_posix()) for run in cell.runs),
 }
 
 
@@ -290,10 +233,10 @@ def show_published(console: Console, published: Sequence[Published]) -> None:
     """Print the published values alone: a row per model, a column per task."""
     published = sorted(published, key=lambda value: (protocol_order(value.protocol), preference(value)))
     tasks = [task for task in SOURCES if any(value.task == task for value in published)]
-    papers = list(dict.fromkeys((value.source, value.url) for value in published))
+    numbered = list(dict.fromkeys((value.source, value.url) for value in published))
     models: dict[tuple[str, str, str, int], dict[str, str]] = defaultdict(dict)
     for value in published:
-        number = papers.index((value.source, value.url)) + 1
+        number = numbered.index((value.source, value.url)) + 1
         models[value.protocol, value.model, value.attn, number][value.task] = value.marked
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="underline")
     for name in ("protocol", "model", "attn"):
@@ -310,17 +253,10 @@ def show_published(console: Console, published: Sequence[Published]) -> None:
         for (protocol, model, attn, number), values in models.items():
             accuracies = ", ".join(f"{task} {text}" for task, text in values.items())
             say(console, f"{protocol} {attn or model} [{number}]: {accuracies}")
-    for line in _marks({value.status for value in published}):
+    for line in marks({value.status for value in published}):
         say(console, line)
-    for number, (source, url) in enumerate(papers, start=1):
+    for number, (source, url) in enumerate(numbered, start=1):
         say(console, f"[{number}] {source}, {url}")
-
-
-def _marks(statuses: Collection[str]) -> Iterator[str]:
-    if "unverified" in statuses:
-        yield "?: unverified; the published value could not be checked in its source."
-    if "secondary" in statuses:
-        yield "*: secondary; the published value was read in another work that quotes it."
 
 
 def say(console: Console, line: str) -> None:

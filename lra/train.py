@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -125,6 +125,7 @@ def start(words: DictConfig) -> None:
         Path(config.run_dir) if config.run_dir else run_path(Path("runs"), **choices, seed=config.seed, changed=changed)
     )
     facts = {**choices, "source": config.task["source"], "seed": config.seed, "deviations": changed}
+    facts["declared"] = declared(groups, plain)
     with Run(path, plain) as run:
         done = run.result()
         if done and done["status"] in ("finished", "diverged"):
@@ -135,6 +136,16 @@ def start(words: DictConfig) -> None:
         from lra.session import go
 
         go(config, with_softmax(), run, facts)
+
+
+def declared(choices: Mapping[str, str | None], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What the published set-up of the chosen attention changes in the plain recipe, where no word takes it back."""
+    files = (CONF / group / f"{choices.get(group)}.yaml" for group in ("variant", "tune"))
+    mine = flat(plain)
+    changed = {
+        key: value for file in files if file.exists() for key, value in flat(to_dict(OmegaConf.load(file))).items()
+    }
+    return {key: value for key, value in changed.items() if mine.get(key) == value}
 
 
 def with_softmax() -> Config:

@@ -30,7 +30,8 @@ ARROWS = {
     "lra.budget": "",
     "lra.progress": "",
     "lra.tracker": "",
-    "lra.machine": "words",
+    "lra.commit": "",
+    "lra.machine": "commit words",
     # Data.
     "lra.tasks": "tasks.base tasks.image tasks.listops tasks.pathfinder tasks.retrieval tasks.text words",
     "lra.arrays": "",
@@ -70,10 +71,16 @@ ARROWS = {
     "lra.screen": "underway",
     "lra.watch": "command screen underway words",
     # Results read runs/ only.
-    "lra.cells": "budget intervals words",
-    "lra.table": "cells",
-    "lra.report": "cells command files style words",
-    "lra.results": "cells command files intervals report table words",
+    "lra.outcomes": "config words",
+    "lra.published": "",
+    "lra.curves": "outcomes",
+    "lra.crossover": "commit outcomes",
+    "lra.cells": "budget intervals outcomes published words",
+    "lra.notes": "cells outcomes published",
+    "lra.table": "cells notes outcomes published",
+    "lra.page": "cells curves notes outcomes published style",
+    "lra.report": "cells command curves files outcomes style words",
+    "lra.results": "cells command commit crossover files outcomes page published table",
 }
 # Where the packages of others may be imported.
 HOMES = {

@@ -109,6 +109,7 @@ def test_a_run_leaves_the_files_of_the_contract_and_a_second_cell_fails_alone(tm
     assert told["kernel"] == "cpu"
     assert told["steps"] == 6
     assert told["deviations"]["task.source"] == "synthetic"
+    assert told["declared"] == {"attn.first_blocks": 1}
     assert told["params_softmax"] == told["params"]
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     for said in ("data   listops (synthetic)", "step 6/6", "test   accuracy", "tok/s", "left 0:00:00"):

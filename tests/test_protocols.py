@@ -19,7 +19,7 @@ from lra.data import Split, collate
 from lra.loop import build
 from lra.model import Block, parameter_count
 from lra.schedule import beta1, peak, rate
-from lra.train import CONF, store_schema
+from lra.train import CONF, declared, store_schema
 
 TASKS = {"listops": (16, 10), "text": (257, 2), "retrieval": (257, 2), "image": (256, 10), "pathfinder": (256, 2)}
 TASKS |= {"pathx": (256, 2)}
@@ -223,3 +223,23 @@ def test_cosine_rises_falls_and_stays_above_zero() -> None:
     assert rates[60] == pytest.approx(5e-4)
     assert rates[99] == pytest.approx(1e-3 * (1 + np.cos(np.pi * 0.89)) / 2)
     assert np.all(np.diff(rates[10:]) < 0)
+
+
+@pytest.mark.parametrize(
+    ("choices", "run", "told"),
+    [
+        ({"tune": "mlpen_listops_mra2"}, {"attn": {"first_blocks": 1}}, {"attn.first_blocks": 1}),
+        ({"tune": "mlpen_listops_mra2"}, {"attn": {"first_blocks": 0}}, {}),
+        ({"variant": "mlpen_softmax", "tune": None}, {"attn": {"dropout": 0.1}}, {"attn.dropout": 0.1}),
+        (
+            {"variant": "google_softmax", "tune": "google_image_softmax"},
+            {"attn": {"dropout": 0.2}},
+            {"attn.dropout": 0.2},
+        ),
+        ({"variant": "mlpen_performer"}, {"attn": {"features": 256}}, {}),
+    ],
+)
+def test_a_run_declares_what_its_published_set_up_changes_and_no_word_took_back(
+    choices: dict[str, str | None], run: dict[str, Any], told: dict[str, Any]
+) -> None:
+    assert declared(choices, run) == told

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lra.report import Curve, main, read_curves, windows
-from tests.test_results import write_run
+from lra.curves import Curve, read_curves, windows
+from lra.report import main
+from tests.results import write_run
 
 
 def write_metrics(folder: Path, steps: int = 200, tail: str = "") -> None:

@@ -1,0 +1,327 @@
+"""The outcomes of runs, read from a folder that may hold anything: whole ones, broken ones, runs still going on.
+
+Whatever cannot be read is a line with its path and its reason. Accuracies are fractions, as in result.json.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import re
+import reprlib
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lra.config import CIRCUMSTANCES
+from lra.words import WordError
+
+SCHEMA = 1
+STATUSES = ("finished", "diverged", "out_of_memory", "interrupted")
+# No result of ours comes near: a larger file is another thing by the same name.
+LARGEST = 2**24
+# Folders at the top of runs/ that hold no runs.
+NO_RUNS = ("published", "report", "wandb")
+# What stands in a result.json or in a name may be anything; these are what reading it may raise.
+BROKEN = (OSError, ValueError, OverflowError, RecursionError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result.json. `finished_at` is in seconds since 1970, `kernel` is empty for torch's own.
+
+    config: the dotted keys and values that decide what a run computes; None where the result does not say them.
+    declared: what the published set-up changes in the plain recipe; None where the result does not say it.
+    predictions: what is wrong with predictions.npz, empty where nothing is.
+    """
+
+    path: Path
+    name: str
+    finished_at: float
+    protocol: str
+    task: str
+    source: str
+    attn: str
+    deviation: str
+    seed: int
+    status: str
+    accuracy: float | None
+    n: int
+    train_accuracy: float | None
+    params: int
+    params_softmax: int | None
+    steps: int
+    seconds: float | None
+    processes: int
+    tokens_per_s: float | None
+    peak_memory_mb: float | None
+    device: str
+    dtype: str
+    kernel: str
+    data_sha256: str
+    config_sha256: str
+    git_commit: str
+    config: Mapping[str, Any] | None = field(default=None, hash=False)
+    declared: Mapping[str, Any] | None = field(default=None, hash=False)
+    predictions: str = ""
+
+    @property
+    def split(self) -> str:
+        """How the task was split, such as `clean`; empty where the task has one way or the result does not say."""
+        return str((self.config or {}).get("task.split", ""))
+
+    @property
+    def settings(self) -> str:
+        """What the run computes but for its seed, as one text to compare; empty where the result does not say."""
+        if self.config is None:
+            return ""
+        return json.dumps({key: value for key, value in self.config.items() if key != "seed"}, sort_keys=True)
+
+
+def collect(root: Path) -> tuple[list[Run], list[str]]:
+    """Every run below `root` in the order of its paths, and one line for each thing that could not be read."""
+    runs: list[Run] = []
+    problems: list[str] = []
+    waiting: list[str] = []
+    predictions: dict[str, list[str]] = {}
+    for folder in run_folders(root, problems):
+        name = visible(folder.relative_to(root).as_posix())
+        # A link to nowhere is there, a file that was moved away since its folder was listed is not.
+        if not os.path.lexists(folder / "result.json"):
+            waiting.append(name)
+            continue
+        try:
+            runs.append(read_run(folder / "result.json", name))
+        except BROKEN as error:
+            problems.append(f"left out {name}/result.json: {reason(error)}")
+            continue
+        if runs[-1].predictions:
+            predictions.setdefault(runs[-1].predictions, []).append(name)
+    if waiting:
+        problems.append(f"no result yet, running or killed ({_some(waiting)}; the same words again resume")
+    for what, names in predictions.items():
+        problems.append(f"predictions.npz {what} ({_some(names)}")
+    return runs, problems
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)}): " + ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def run_folders(root: Path, problems: list[str]) -> Iterator[Path]:
+    """The folders below `root` that hold a run's files, in the order of their paths; links are followed, never twice.
+
+    A folder that cannot be read becomes a line of `problems`.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def walk(folder: Path) -> Iterator[Path]:
+        try:
+            about = folder.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                return
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            folders = [entry.name for entry in entries if _is_folder(entry)]
+        except FileNotFoundError:
+            # Moved away since its name was read.
+            return
+        except OSError as error:
+            problems.append(f"left out {visible(folder.relative_to(root).as_posix())}: {reason(error)}")
+            return
+        if {"result.json", "metrics.jsonl"} & {entry.name for entry in entries}:
+            yield folder
+        for name in folders:
+            if name != "result.json" and not _put_aside(name, folder == root):
+                yield from walk(folder / name)
+
+    yield from walk(root)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads round in circles.
+        return False
+
+
+def _put_aside(name: str, at_root: bool) -> bool:
+    return name.startswith(".") or ".old-" in name or (at_root and name in NO_RUNS)
+
+
+def existing(folder: str, default: str) -> Path:
+    """The folder of runs. The default one may be missing, as before the first run; another one may not."""
+    root = Path(folder)
+    if folder != default and not root.is_dir():
+        raise WordError(f"runs={folder} is not a folder")
+    return root
+
+
+def visible(name: str) -> str:
+    """A name as tables can show it: what cannot be printed, line ends among it, as escapes."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+
+
+def reason(error: BaseException) -> str:
+    """One line for what reading a file raised."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return visible(said.splitlines()[0])
+
+
+def read_text(path: Path) -> str:
+    """A regular file as text; anything else by its name (a folder, a pipe) is a ValueError instead of a wait."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("not a file")
+    return path.read_text(encoding="utf-8")
+
+
+def read_run(path: Path, name: str = "") -> Run:
+    """The run that wrote `path`; a one-line ValueError where it is broken, foreign, or says the impossible."""
+    finished_at = path.stat().st_mtime
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"larger than {LARGEST >> 20} MiB, no result.json")
+    text = read_text(path)
+    if not text.strip():
+        raise ValueError("empty")
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not whole JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"schema {reprlib.repr(found)}, this version reads {SCHEMA}")
+    take = _Reader(record)
+    status = take.text("status")
+    if status not in STATUSES:
+        raise ValueError(f"status {reprlib.repr(status)} is not one of {', '.join(STATUSES)}")
+    finished = status == "finished"
+    n = take.whole("test.n", at_least=1) if finished else 0
+    config = take.mapping("config")
+    return Run(
+        path=path,
+        name=name or visible(path.parent.name),
+        finished_at=finished_at,
+        protocol=take.text("protocol"),
+        task=take.text("task"),
+        source=take.text("source"),
+        attn=take.text("attn"),
+        deviation=deviation(take.value("deviations"), path.parent.name),
+        seed=take.whole("seed"),
+        status=status,
+        accuracy=take.share("test.accuracy", required=finished),
+        n=n,
+        train_accuracy=take.share("train.accuracy"),
+        params=take.whole("params"),
+        params_softmax=None if take.value("params_softmax") is None else take.whole("params_softmax", at_least=1),
+        steps=take.whole("steps"),
+        seconds=take.number("seconds"),
+        processes=1 if take.value("processes") is None else take.whole("processes", at_least=1),
+        tokens_per_s=take.number("tokens_per_s"),
+        peak_memory_mb=take.number("peak_memory_mb"),
+        device=take.text("device"),
+        dtype=take.text("dtype"),
+        kernel="" if take.value("kernel") is None else take.text("kernel"),
+        data_sha256=take.text("data_sha256"),
+        config_sha256=take.text("config_sha256"),
+        git_commit="" if take.value("git_commit") is None else take.text("git_commit"),
+        config=None if config is None else {key: value for key, value in config.items() if key not in CIRCUMSTANCES},
+        declared=take.mapping("declared"),
+        predictions=faulty_predictions(path.with_name("predictions.npz"), n) if finished else "",
+    )
+
+
+def faulty_predictions(path: Path, n: int) -> str:
+    """What is wrong with the predictions of a test split of `n` items, empty where nothing is.
+
+    Only the header of the array is read, without numpy, which takes longer to import than everything else here.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "is not a file"
+        with zipfile.ZipFile(path) as arrays, arrays.open("predictions.npy") as file:
+            head = file.read(2**12)
+        start = head.index(b"{")
+        shape = ast.literal_eval(head[start : head.index(b"\n", start)].decode("latin-1"))["shape"]
+        found = int(shape[0])
+    except FileNotFoundError:
+        return "is missing"
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, *BROKEN, SyntaxError, LookupError, TypeError, EOFError):
+        return "is broken"
+    return "" if found == n else f"holds {found:,} items of a test split of {n:,}"
+
+
+def deviation(changed: Any, folder: str) -> str:
+    """What a run changes in its recipe, as words: `train.lr=0.0003`.
+
+    `changed` is the result's own account, keys to values. A result without one is known by its folder's name: the
+    words before `seed<k>`, or the whole name where `run_dir=` gave it another form. `task.source=` is left out: the
+    task's name shows it.
+    """
+    if isinstance(changed, dict):
+        words = spelled(changed)
+        return ",".join(word for word in words if not word.startswith("task.source="))
+    match = re.fullmatch(r"(?:(.*),)?seed\d+", visible(folder))
+    if match is None:
+        return visible(folder)
+    words = re.split(r",(?=[^,=\[\](){}]+=)", match[1] or "")
+    return ",".join(word for word in words if not word.startswith("task.source="))
+
+
+def spelled(changed: Mapping[str, Any]) -> list[str]:
+    """Keys and values as words of a command line, with nothing in them that cannot be printed."""
+    return [visible(f"{key}={json.dumps(value).strip(chr(34))}") for key, value in changed.items()]
+
+
+class _Reader:
+    """Typed look-ups in a result, by dotted key."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
+
+    def value(self, key: str) -> Any:
+        value: Any = self.record
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError(f"{key} is {reprlib.repr(value)}, not a text")
+        return value
+
+    def whole(self, key: str, at_least: int = 0) -> int:
+        value = self.value(key)
+        # Beyond 2**53 a number is no longer a count, here or in a browser.
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= 2**53:
+            raise ValueError(f"{key} is {reprlib.repr(value)}, not a whole number from {at_least} on")
+        return value
+
+    def number(self, key: str, required: bool = False) -> float | None:
+        value = self.value(key)
+        if value is None and not required:
+            return None
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) or not required):
+            raise ValueError(f"{key} is {reprlib.repr(value)}, not a finite number")
+        return float(value) if math.isfinite(value) else None
+
+    def share(self, key: str, required: bool = False) -> float | None:
+        value = self.number(key, required)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{key} is {reprlib.repr(value)}, not between 0 and 1")
+        return value
+
+    def mapping(self, key: str) -> Mapping[str, Any] | None:
+        value = self.value(key)
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{key} is {reprlib.repr(value)}, not keys and values")
+        return value

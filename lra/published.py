@@ -1,0 +1,91 @@
+"""The published accuracies, how far each is from its source, and the tasks that they speak of."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "runs" / "published"
+# The sources of a task's own distribution, which the published numbers speak of. The task's plain name means the first.
+SOURCES = {
+    "listops": ("release", "generated"),
+    "text": ("imdb",),
+    "retrieval": ("aan",),
+    "image": ("cifar10",),
+    "pathfinder": ("release", "generated"),
+    "pathx": ("release", "generated"),
+}
+# Options that make another task of a task: nothing was published for them under its name.
+OTHER_TASK = re.compile(r"(?:^|,)task\.(?:resolution|difficulty)=")
+# What needs no attention at all on ListOps: test accuracies in percent.
+LISTOPS_FLOORS = {"majority class": 17.1, "root-operator classifier": 36.2}
+# How far a published value is from its source, best first, and the mark that it carries in tables.
+MARKS = {"read": "", "secondary": "*", "unverified": "?"}
+# The paper that a protocol is taken from: its value is preferred where several papers print one.
+OWN_PAPER = {"mlpen": "https://arxiv.org/abs/2207.10284", "google": "https://arxiv.org/abs/2011.04006"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published accuracy in percent, None where the paper prints FAIL."""
+
+    source: str
+    url: str
+    protocol: str
+    model: str
+    attn: str
+    task: str
+    accuracy: float | None
+    status: str
+    note: str
+
+    @property
+    def text(self) -> str:
+        """The value, such as `37.2`, or FAIL."""
+        return "FAIL" if self.accuracy is None else str(self.accuracy)
+
+    @property
+    def marked(self) -> str:
+        """The value with the mark of its status, such as `37.2?`."""
+        return self.text + MARKS[self.status]
+
+
+def read_published(folder: Path = PUBLISHED) -> list[Published]:
+    """Every row of `folder`/*.csv; ValueError names the file and line that breaks a rule."""
+    rows: list[Published] = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for line, row in enumerate(csv.DictReader(file), start=2):
+                try:
+                    rows.append(_published(row))
+                except (TypeError, KeyError, ValueError) as error:
+                    raise ValueError(f"{path}, line {line}: {error}") from None
+    return rows
+
+
+def _published(row: Mapping[str, Any]) -> Published:
+    value = Published(**{**row, "accuracy": float(row["accuracy"]) if row["accuracy"] else None})
+    if value.status not in MARKS:
+        raise ValueError(f"status {value.status!r} is not one of {', '.join(MARKS)}")
+    if value.accuracy is not None and not 0 <= value.accuracy <= 100:
+        raise ValueError(f"accuracy {value.accuracy} is not between 0 and 100")
+    return value
+
+
+def preference(value: Published) -> tuple[bool, int]:
+    """The protocol's own paper first, then what is nearest to its source."""
+    return value.url != OWN_PAPER.get(value.protocol), list(MARKS).index(value.status)
+
+
+def protocol_order(protocol: str) -> tuple[int, str]:
+    """The place of a protocol in tables: those that runs follow first, the default one before all."""
+    return list(OWN_PAPER).index(protocol) if protocol in OWN_PAPER else len(OWN_PAPER), protocol
+
+
+def floors(task: str, source: str) -> dict[str, float]:
+    """Test accuracies in percent that need no attention at all, by name; empty where none are known."""
+    return LISTOPS_FLOORS if task == "listops" and source in SOURCES["listops"] else {}

@@ -59,8 +59,10 @@ ARROWS = {
     "lra.attention": "words",
     "lra.loop": "attention checkpoint config data files machine model progress run schedule tracker words",
     "lra.variants": "attention command config files model",
+    "lra.predictions": "intervals tracker",
     "lra.session": (
-        "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
+        "attention budget config data intervals loop machine model predictions progress run schedule tasks tracker"
+        " words"
     ),
     "lra.train": "config data run session tasks tasks.base tracker words",
     # Results read runs/ only.
@@ -68,6 +70,8 @@ ARROWS = {
     "lra.table": "cells",
     "lra.report": "cells command files style words",
     "lra.results": "cells command files intervals report table words",
+    "lra.panels": "cells",
+    "lra.dashboard": "board cells command files panels tracker words",
 }
 # Where the packages of others may be imported.
 HOMES = {
@@ -77,13 +81,24 @@ HOMES = {
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run", "lra.variants"},
-    "wandb": {"lra.tracker"},
+    "wandb": {"lra.dashboard", "lra.tracker"},
+    "wandb_workspaces": {"lra.panels"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
     "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
-    | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
+    | {
+        "lra.arrays",
+        "lra.data",
+        "lra.doctor",
+        "lra.pictures",
+        "lra.prepare",
+        "lra.loop",
+        "lra.machine",
+        "lra.predictions",
+        "lra.session",
+    },
 }
 
 
@@ -168,7 +183,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results"])
+@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results", "lra.dashboard"])
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import platform
 import resource
 import sys
@@ -59,3 +61,15 @@ def versions() -> dict[str, str]:
     import numpy as np
 
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+@functools.cache
+def kernel_sha256() -> str:
+    """SHA-256 of the names and contents of what the compiled kernels are made of."""
+    folder = Path(__file__).resolve().parents[1] / "csrc"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".cpp", ".hpp", ".cu", ".cuh"):
+            content = file.read_bytes()
+            digest.update(f"{file.name} {len(content)}\0".encode() + content)
+    return digest.hexdigest()

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +94,16 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    def tracker_id(self) -> str:
+        """What trackers know this run by: drawn at its first start, kept for every later one, new with fresh=true."""
+        file = self.path / "tracker.id"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if re.fullmatch(r"[0-9a-f]{16}", known := file.read_text(encoding="utf-8").strip()):
+                return known
+        drawn = secrets.token_hex(8)
+        write_text(file, f"{drawn}\n")
+        return drawn
 
     def hold(self) -> None:
         """Take the lock or name the process that has it; the kernel drops it when a process ends, however it ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from lra.data import Data, collate, load
 from lra.intervals import wilson
 from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
 from lra.model import Classifier, MultiHead, parameter_count
+from lra.predictions import tables
 from lra.progress import Display
 from lra.run import Failed, Run
 from lra.schedule import peak
 from lra.tasks import task
-from lra.tracker import Tracker, open_tracker, read_metrics
+from lra.tracker import Table, Tracker, open_tracker, read_metrics
 from lra.words import WordError
 
 
@@ -41,7 +43,7 @@ def _go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
     trainer = set_up(config, run)
     about = {**facts, **circumstances(trainer), "params_softmax": size_of(rival, trainer.data)}
     announce(trainer, about)
-    tracker = open_view(trainer, about)
+    tracker = open_view(config, run, about)
     status, line, code, scores = "finished", "", 0, None
     with Display(config.train.steps, trainer.state.step) as display:
         try:
@@ -62,6 +64,8 @@ def _go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
         trainer.write_predictions(scores[0])
     result = outcome(status, trainer, scores, about)
     run.finish(result)
+    if scores:
+        tracker.tables(tables_of(trainer, scores[0]))
     tracker.finish(summary(result), code)
     if scores:
         return conclude(result, trainer)
@@ -103,11 +107,13 @@ def size_of(config: Config, data: Data) -> int:
 
 def circumstances(trainer: Trainer) -> dict[str, Any]:
     """What a run stands on, as result.json says it."""
+    kernel = kernel_of(trainer.model, trainer.device)
     return {
         "params": parameter_count(trainer.model),
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
-        "kernel": kernel_of(trainer.model, trainer.device),
+        "kernel": kernel,
+        "kernel_sha256": machine.kernel_sha256() if kernel in ("cpu", "cuda") else None,
         "exact_share": exact_share(trainer),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),
@@ -140,19 +146,44 @@ def exact_share(trainer: Trainer) -> float | None:
     return None if share is None else share.mean().item()
 
 
-def open_view(trainer: Trainer, about: dict[str, Any]) -> Tracker:
+def open_view(config: Config, run: Run, about: Mapping[str, Any]) -> Tracker:
     """The tracker that the words ask for."""
     return open_tracker(
-        trainer.config.tracker,
-        Path(trainer.config.tracker_dir),
-        run_id=about["config_sha256"][:16],
+        config.tracker,
+        Path(config.tracker_dir),
+        run_id=run.tracker_id(),
         project="lra",
         group=f"{about['protocol']}/{about['task']}",
-        name=f"{about['attn']}/{trainer.run.path.name}",
+        name=f"{about['attn']}/{run.path.name}",
         tags=[about["protocol"], about["task"], about["attn"], about["source"]],
-        config={**trainer.run.config, **about},
-        history=list(read_metrics(trainer.run.metrics)),
+        config=view_config(run.config, about),
+        history=list(read_metrics(run.metrics)),
     )
+
+
+def show_again(config: Config, run: Run, done: dict[str, Any]) -> None:
+    """Show a run that ended before to the tracker: an agent of a W&B sweep waits for its numbers."""
+    known = {key: value for key, value in done.items() if key not in ("config", "test", "val", "train")}
+    open_view(config, run, known).finish(summary(done), 0 if done["status"] == "finished" else 1)
+
+
+def view_config(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tracker shows as a run's configuration: task, attn and protocol by name, their parameters beside them.
+
+    `cell` is equal for runs that may be averaged: those that differ in their seed alone.
+    """
+    recipe = "/".join((about["protocol"], about["task"], about["attn"]))
+    words = ",".join(f"{key}={value}" for key, value in about["deviations"].items())
+    cell = " ".join([recipe, *([words] if words else []), about["data_sha256"][:8]])
+    beside = {f"{key}_parameters": config[key] for key in ("attn", "task")}
+    return {**config, **beside, **about, "cell": cell}
+
+
+def tables_of(trainer: Trainer, test: Scores) -> dict[str, Table]:
+    """The tables of the test split, its classes by their names."""
+    kind, source = task(trainer.config.task), trainer.config.task["source"]
+    names = [kind.class_name(source, label) for label in range(kind.classes)]
+    return tables(test.logits, test.labels, np.minimum(trainer.data.test.lengths, trainer.max_len), names)
 
 
 def announce(trainer: Trainer, about: dict[str, Any]) -> None:
@@ -216,6 +247,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     """The keys that a tracker shows for a run."""
     values = {
         "status": result["status"],
+        "run/failed": int(result["status"] in ("diverged", "out_of_memory")),
         "val/best_accuracy": result["val"]["accuracy"],
         "speed/tokens_per_s": result["tokens_per_s"],
         "memory/peak_mb": result["peak_memory_mb"],

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -26,6 +26,8 @@ ROOM = 2**20
 CHARTS = {"tokens_per_s": "speed/tokens_per_s", "peak_memory_mb": "memory/peak_mb", "seconds": "time/seconds"}
 # What says which line of the record it is, or is the same in every line.
 UNCHARTED = ("step", "steps", "split")
+# Of each curve, what a run is judged by: W&B shows it as `val/accuracy.max` beside `val/accuracy.last`.
+BEST = {"train/loss": "min", "val/loss": "min", "train/accuracy": "max", "val/accuracy": "max"}
 
 
 class Metrics:
@@ -86,11 +88,21 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{path}, line {number} is not JSON: {line[:40]!r}") from error
 
 
+class Table(NamedTuple):
+    """Rows of numbers, texts and None under the names of their columns."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | None]]
+
+
 class Tracker(Protocol):
     """A view of the record. Its failures are its own: they never reach the training loop."""
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show a record of metrics.jsonl."""
+
+    def tables(self, tables: Mapping[str, Table]) -> None:
+        """Show tables by their names; once, before `finish`."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Close the view with the values that stand for the whole run."""
@@ -118,6 +130,7 @@ def open_tracker(
         "id": run_id,
         "project": project,
         "group": group,
+        "job_type": "train",
         "name": name,
         "tags": list(tags),
         "config": dict(config),
@@ -131,12 +144,17 @@ class RecordOnly:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         pass
 
+    def tables(self, tables: Mapping[str, Table]) -> None:
+        pass
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         pass
 
 
 class WandB:
     """A Weights & Biases run, online or as files for `wandb sync` and `wandb leet`.
+
+    Under an agent of W&B (WANDB_SWEEP_ID) the agent's id and project stand in place of ours, by W&B's own rule.
 
     Every call happens in a thread of its own, in order: training neither waits for W&B nor hangs with it. A failure
     prints one line and ends the view.
@@ -147,8 +165,12 @@ class WandB:
         self._options, self._history = options, history
         self._calls: SimpleQueue[Callable[[Run], None] | None] = SimpleQueue()
         self._lost = self._warned = False
+        # The last step of this run that the server had when it was opened: what came before it is not sent again.
+        self._known = -1
         # Reports to W&B's makers look up their server even offline. The switch is read when wandb is imported.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Where tables wait for `wandb sync`: beside the runs, not in the user's home.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._home / "staged"))
         self._thread = Thread(target=self._work, name="tracker", daemon=True)
         try:
             # Here and not in the thread: two threads that import at once can see modules half made.
@@ -159,12 +181,27 @@ class WandB:
             self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        values = {"step": step, **charted(metrics)}
-        self._call(lambda run: run.log(values))
+        self._call(lambda run: self._show(run, step, metrics))
+
+    def tables(self, tables: Mapping[str, Table]) -> None:
+        def show(run: Run) -> None:
+            import wandb
+
+            try:
+                made = {
+                    name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
+                    for name, table in tables.items()
+                }
+                # Not logged: terminal views draw the numbers of rows and columns as curves.
+                run.summary.update(made)
+            except Exception as error:
+                self._warn(error, "the tables are left out, predictions.npz holds every row")
+
+        self._call(show)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Close the run; return within FINISH_SECONDS + CLOSE_SECONDS, whatever W&B does."""
-        self._call(lambda run: run.summary.update(dict(summary)))
+        self._call(lambda run: run.summary.update(finite(summary)))
         self._call(lambda run: run.finish(exit_code=exit_code))
         if not self._thread.ident:
             return
@@ -208,7 +245,7 @@ class WandB:
         self._warned = True
 
     def _start(self) -> Run:
-        """Start online where that is asked for and works, else offline with the history of the run."""
+        """Start online where that is asked for and works, else offline; either way the run has its whole history."""
         self._home.mkdir(parents=True, exist_ok=True)
         if not os.access(self._home, os.W_OK):
             # W&B itself would go on in the system's temporary folder, where nobody looks.
@@ -216,13 +253,42 @@ class WandB:
         self._demand_room()
         if self._online:
             try:
-                return self._open("online")
+                run = self._open("online")
             except Exception as error:
                 self._warn(error, f"the run goes on offline in {self._home}")
+            else:
+                last = run.summary.get("step") if run.resumed else None
+                self._known = last if isinstance(last, int) else -1
+                self._replay(run)
+                return run
+        elif os.environ.get("WANDB_SWEEP_ID"):
+            self._warn(
+                ValueError("WANDB_SWEEP_ID is set"), "the sweep hears nothing of this run, tracker=wandb tells it"
+            )
         run = self._open("offline")
-        for record in self._history:
-            run.log({"step": record["step"], **charted(record)})
+        self._replay(run)
+        self._put_aside(run)
         return run
+
+    def _replay(self, run: Run) -> None:
+        for record in self._history:
+            self._show(run, record["step"], record)
+
+    def _show(self, run: Run, step: int, metrics: Mapping[str, Any]) -> None:
+        # A step has several records: the last known one may not be whole.
+        if step >= self._known:
+            run.log({"step": step, **charted(metrics)})
+
+    def _put_aside(self, run: Run) -> None:
+        """Move what earlier starts of this run wrote out of the way: `run` has all of their curves.
+
+        They belong to processes that have ended: a run's directory has one process, and the id is the directory's.
+        """
+        for folder in self._home.glob(f"offline-run-*-{run.id}"):
+            if folder not in Path(run.dir).parents:
+                aside = self._home / "superseded"
+                aside.mkdir(exist_ok=True)
+                folder.rename(aside / folder.name)
 
     def _open(self, mode: Literal["online", "offline"]) -> Run:
         import wandb
@@ -236,6 +302,8 @@ class WandB:
         run = wandb.init(**self._options, settings=settings, reinit="create_new", resume=resume)
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
+        for name, best in BEST.items():
+            run.define_metric(name, step_metric="step", summary=f"{best},last")
         return run
 
 

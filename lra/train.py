@@ -129,6 +129,10 @@ def start(words: DictConfig) -> None:
     with Run(path, plain) as run:
         done = run.result()
         if done and done["status"] in ("finished", "diverged"):
+            if os.environ.get("WANDB_SWEEP_ID") and config.tracker == "wandb":
+                from lra.session import show_again
+
+                show_again(config, run, done)
             return report_done(run, done)
         prepare_data(config, config.task["source"], chosen)
         set_up_torch()

@@ -60,8 +60,10 @@ ARROWS = {
     "lra.attention": "words",
     "lra.loop": "attention checkpoint config data files machine model progress run schedule tracker words",
     "lra.variants": "attention command config files model",
+    "lra.predictions": "intervals tracker",
     "lra.session": (
-        "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
+        "attention budget config data intervals loop machine model predictions progress run schedule tasks tracker"
+        " words"
     ),
     "lra.train": "config data run session tasks tasks.base tracker words",
     # Runs under way, and how long those to come will take, from runs/ alone.
@@ -81,6 +83,8 @@ ARROWS = {
     "lra.page": "cells curves notes outcomes published style",
     "lra.report": "cells command curves files outcomes style words",
     "lra.results": "cells command commit crossover files outcomes page published table",
+    "lra.panels": "published",
+    "lra.dashboard": "board command files outcomes panels tracker words",
 }
 # Where the packages of others may be imported.
 HOMES = {
@@ -90,13 +94,24 @@ HOMES = {
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
     "yaml": {"lra.pace", "lra.run", "lra.variants"},
-    "wandb": {"lra.tracker"},
+    "wandb": {"lra.dashboard", "lra.tracker"},
+    "wandb_workspaces": {"lra.panels"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
     "rich": {"lra.bar", "lra.progress", "lra.results", "lra.screen", "lra.table", "lra.watch"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
-    | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
+    | {
+        "lra.arrays",
+        "lra.data",
+        "lra.doctor",
+        "lra.pictures",
+        "lra.prepare",
+        "lra.loop",
+        "lra.machine",
+        "lra.predictions",
+        "lra.session",
+    },
 }
 
 
@@ -181,7 +196,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results", "lra.watch"])
+@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard"])
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded

@@ -110,3 +110,18 @@ def test_parts_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -
         (tmp_path / name).write_text("x")
     remove_parts(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".lock", "last.pt"]
+
+
+def test_a_run_is_known_by_one_id_through_every_resume_and_by_another_when_it_starts_over(tmp_path: Path) -> None:
+    known = []
+    for fresh in (False, False, True, False):
+        run = Run(tmp_path / "run", {**CONFIG, "fresh": fresh})
+        known.append(run.tracker_id())
+        run.close()
+    assert known[0] == known[1] != known[2] == known[3]
+
+
+def test_an_id_that_is_not_whole_is_drawn_again(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", CONFIG) as run:
+        (run.path / "tracker.id").write_text("../half")
+        assert run.tracker_id() == run.tracker_id() == (run.path / "tracker.id").read_text().strip() != "../half"

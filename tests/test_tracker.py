@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lra import tracker
-from lra.tracker import TRACKERS, Metrics, Tracker, charted, open_tracker, read_metrics
+from lra.tracker import BEST, TRACKERS, Metrics, Table, Tracker, charted, open_tracker, read_metrics
 
 TRAIN = {
     "step": 10,
@@ -32,6 +32,7 @@ TRAIN = {
     "peak_memory_mb": 512.0,
 }
 VAL = {"step": 10, "split": "val", "loss": 2.25, "accuracy": 0.375}
+TABLES = {"test/per_class": Table(("class", "n", "accuracy"), [("cat", 2, 0.5), ("dog", 0, None)])}
 SUMMARY = {"status": "finished", "test/accuracy": 0.36, "val/best_accuracy": 0.375, "model/params": 1234}
 
 
@@ -67,7 +68,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def values(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 class Offline:
@@ -81,6 +82,12 @@ class Offline:
         self.summary: dict[str, Any] = {}
         for record in records:
             self.summary |= values(record.summary.update)
+        self.metrics = {
+            record.metric.name or record.metric.glob_name: record.metric
+            for record in records
+            if record.HasField("metric")
+        }
+        self.stats = [record.stats for record in records if record.HasField("stats")]
         self.exit_codes = [record.exit.exit_code for record in records if record.HasField("exit")]
 
 
@@ -192,6 +199,7 @@ def test_charts_are_named_by_split_except_speed_and_memory() -> None:
 def test_jsonl_writes_nothing_beyond_the_record(tmp_path: Path) -> None:
     view = opened("jsonl", tmp_path)
     view.log(10, TRAIN)
+    view.tables(TABLES)
     view.finish(SUMMARY, 0)
     assert list(tmp_path.iterdir()) == []
     assert "jsonl" in TRACKERS
@@ -205,6 +213,7 @@ def test_an_offline_run_holds_config_history_and_summary(tmp_path: Path, capfd: 
     view.finish(SUMMARY, 0)
     (run,) = offline_runs(tmp_path)
     assert (run.run.project, run.run.run_group, run.run.display_name) == ("lra", "mlpen/listops", "mra2/seed3")
+    assert run.run.job_type == "train"
     assert list(run.run.tags) == ["listops", "mra2"]
     assert run.config["attn"] == {"name": "mra2", "block_size": 32}
     assert run.config["seed"] == 3
@@ -226,6 +235,117 @@ def test_a_resumed_offline_run_holds_the_whole_curve_under_the_same_id(tmp_path:
     assert run.run.run_id == "abc123"
     assert [row["step"] for row in run.history] == [10, 10, 20]
     assert run.exit_codes == [143]
+
+
+def test_a_resumed_offline_run_puts_aside_what_its_earlier_start_wrote_and_nothing_else(tmp_path: Path) -> None:
+    for folder in ("offline-run-20260101_000000-abc123", "offline-run-20260101_000000-other"):
+        (tmp_path / "wandb" / folder).mkdir(parents=True)
+    opened("offline", tmp_path, history=(TRAIN,)).finish(SUMMARY, 0)
+    assert [path.name for path in (tmp_path / "wandb" / "superseded").iterdir()] == [
+        "offline-run-20260101_000000-abc123"
+    ]
+    assert len(offline_runs(tmp_path)) == 1
+    assert (tmp_path / "wandb" / "offline-run-20260101_000000-other").exists()
+
+
+def test_every_curve_runs_over_our_own_step_and_keeps_its_best_value_beside_its_last(tmp_path: Path) -> None:
+    view = opened("offline", tmp_path)
+    for step, loss, accuracy in ((10, 2.0, 0.5), (20, 1.0, 0.75), (30, 1.5, 0.25)):
+        view.log(step, {"split": "val", "loss": loss, "accuracy": accuracy})
+    view.finish(SUMMARY, 0)
+    (run,) = offline_runs(tmp_path)
+    assert {name for name, metric in run.metrics.items() if metric.step_metric == "step"} == {"*", *BEST}
+    assert run.metrics["step"].options.hidden
+    assert run.summary["val/loss"] == {"min": 1.0, "last": 1.5}
+    assert run.summary["val/accuracy"] == {"max": 0.75, "last": 0.25}
+    assert {key: run.summary[key] for key in SUMMARY} == SUMMARY
+
+
+def test_a_run_is_sampled_for_what_it_takes_of_the_machine(tmp_path: Path) -> None:
+    opened("offline", tmp_path).finish(SUMMARY, 0)
+    (run,) = offline_runs(tmp_path)
+    assert "proc.memory.rssMB" in {item.key for sample in run.stats for item in sample.item}
+
+
+def test_tables_reach_the_folder_of_an_offline_run_and_draw_no_curves(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    view = opened("offline", tmp_path)
+    view.log(10, VAL)
+    view.tables(TABLES)
+    view.finish(SUMMARY, 0)
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/test/per_class_*.table.json")
+    assert json.loads(file.read_text()) == {
+        "columns": ["class", "n", "accuracy"],
+        "data": [["cat", 2, 0.5], ["dog", 0, None]],
+    }
+    (run,) = offline_runs(tmp_path)
+    assert run.summary["test/per_class"]["_type"] == "table-file"
+    assert {key: run.summary[key] for key in SUMMARY} == SUMMARY
+    assert not any(key.startswith("test/per_class") for row in run.history for key in row)
+    # Nothing of it waits in the user's home.
+    assert any(path.is_file() for path in (tmp_path / "wandb" / "staged").rglob("*"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_table_that_cannot_be_made_is_one_warning_and_the_run_keeps_its_summary(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    view = opened("offline", tmp_path)
+    view.tables({"test/broken": Table(("one", "two"), [(1,)])})
+    view.finish(SUMMARY, 0)
+    assert "the tables are left out" in one_warning(capfd)
+    (run,) = offline_runs(tmp_path)
+    assert {key: run.summary[key] for key in SUMMARY} == SUMMARY
+    assert run.exit_codes == [0]
+
+
+class Server:
+    """A W&B run that was online before, up to a step."""
+
+    def __init__(self, resumed: bool, step: int) -> None:
+        self.resumed, self.id, self.dir = resumed, "abc123", "nowhere"
+        self.summary: dict[str, Any] = {"step": step} if resumed else {}
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+@pytest.mark.parametrize(("resumed", "sent"), [(True, [20, 20, 30]), (False, [10, 20, 20, 30])])
+def test_a_resumed_online_run_sends_what_the_server_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool, sent: list[int]
+) -> None:
+    run = Server(resumed, 20)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    view = opened("wandb", tmp_path, history=(TRAIN, TRAIN | {"step": 20}))
+    view.log(20, VAL | {"step": 20})
+    view.log(30, TRAIN | {"step": 30})
+    view.finish(SUMMARY, 0)
+    assert [row["step"] for row in run.rows] == sent
+
+
+def test_under_an_agent_of_a_sweep_the_run_has_the_agents_id_and_our_group(tmp_path: Path) -> None:
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text("wandb_version: 1\nseed:\n  value: 3\ntrain.lr:\n  value: 0.0003\n")
+    program = (
+        "import sys; from pathlib import Path; from lra.tracker import open_tracker\n"
+        "view = open_tracker('offline', Path(sys.argv[1]), 'ours', 'p', 'g', 'n', [], {'seed': 3}, [])\n"
+        "view.finish({'test/accuracy': 0.5}, 0)\n"
+    )
+    agent = {"WANDB_SWEEP_ID": "swp12345", "WANDB_RUN_ID": "abc123", "WANDB_SWEEP_PARAM_PATH": str(parameters)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **agent})
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("the sweep hears nothing of this run, tracker=wandb tells it")
+    (run,) = offline_runs(tmp_path)
+    assert (run.run.run_id, run.run.sweep_id, run.run.run_group) == ("abc123", "swp12345", "g")
+    assert {"seed": 3, "train.lr": 0.0003}.items() <= run.config.items()
+    assert run.summary["test/accuracy"] == 0.5
 
 
 def test_online_without_a_key_goes_on_offline(
@@ -252,6 +372,7 @@ class Broken:
     """A W&B run that cannot log."""
 
     summary: ClassVar[dict[str, Any]] = {}
+    id, dir = "abc123", "nowhere"
     log = finish = broken
 
     def define_metric(self, *_: object, **__: object) -> None: ...
@@ -259,6 +380,8 @@ class Broken:
 
 class Hanging:
     """A W&B run that comes back from its first log when it is let go."""
+
+    id, dir = "abc123", "nowhere"
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}

@@ -92,6 +92,7 @@ class Task(ABC):
     kind: ClassVar[str] = "tokens"  # or "pixels": images row by row, never cut
     vocabulary: ClassVar[tuple[str, ...]]  # the name of every token id
     classes: ClassVar[int]
+    class_names: ClassVar[tuple[str, ...]] = ()  # of the real sources; () where a class is its number
     sources: ClassVar[tuple[str, ...]]  # the first is the default
     max_len: int  # tokens; longer documents are cut
 
@@ -114,6 +115,10 @@ class Task(ABC):
         """The words of a command line that name this task, its source and its options."""
         options = "".join(f" task.{key}={value}" for key, value in self.options.items())
         return f"task={self.name} task.source={source}{options}"
+
+    def class_name(self, source: str, label: int) -> str:
+        """What people call a class; the classes of a toy have no names."""
+        return str(label) if source == "synthetic" or not self.class_names else self.class_names[label]
 
     @abstractmethod
     def require(self, source: str, manual: Path) -> None:

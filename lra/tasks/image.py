@@ -50,6 +50,7 @@ class Image(Task):
     kind = "pixels"
     vocabulary = vocabularies.PIXELS
     classes = CLASSES
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     max_len = PIXELS
     sources = ("cifar10", "synthetic")
 

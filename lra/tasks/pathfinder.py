@@ -50,6 +50,7 @@ class Pathfinder(Task):
     kind = "pixels"
     vocabulary = PIXELS
     classes = 2
+    class_names = ("apart", "connected")
     sources = ("generated", "release", "synthetic")
 
     def __init__(self, *, resolution: int = 32, difficulty: str = "hard") -> None:

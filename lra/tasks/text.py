@@ -88,6 +88,7 @@ class Text(Task):
     version = "1.0.0"
     vocabulary = BYTES
     classes = len(RATINGS)
+    class_names = tuple(RATINGS)
     sources = ("imdb", "synthetic")
 
     def __init__(self, *, split: str = "clean", max_len: int = 4000) -> None:

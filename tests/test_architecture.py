@@ -53,16 +53,17 @@ ARROWS = {
     # A run.
     "lra.config": "words",
     "lra.run": "config files words",
+    "lra.ranks": "run words",
     "lra.schedule": "config",
     "lra.model": "config",
     "lra.checkpoint": "files",
     "lra.attention": "words",
-    "lra.loop": "attention checkpoint config data files machine model progress run schedule tracker words",
+    "lra.loop": "attention checkpoint config data files machine model progress ranks run schedule tracker words",
     "lra.variants": "attention command config files model",
     "lra.session": (
-        "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
+        "attention budget config data intervals loop machine model progress ranks run schedule tasks tracker words"
     ),
-    "lra.train": "config data run session tasks tasks.base tracker words",
+    "lra.train": "config data ranks run session tasks tasks.base tracker words",
     # Results read runs/ only.
     "lra.cells": "budget intervals words",
     "lra.table": "cells",
@@ -71,7 +72,7 @@ ARROWS = {
 }
 # Where the packages of others may be imported.
 HOMES = {
-    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
+    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.ranks", "lra.session"},
     "attention_zoo": {"lra.attention", "lra.model", "lra.session", "lra.variants"},
     "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.train"},
@@ -83,7 +84,8 @@ HOMES = {
     "matplotlib": {"lra.pictures", "lra.report"},
     "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
-    | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
+    | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine"}
+    | {"lra.ranks", "lra.session"},
 }
 
 

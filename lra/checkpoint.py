@@ -22,10 +22,13 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint onto `device`. A file that is none is a ValueError that names it and says what to do."""
+    return parse(path.read_bytes(), path, device)
+
+
+def parse(content: bytes, path: Path, device: torch.device) -> dict[str, Any]:
+    """The checkpoint that is the content of the file `path`."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a whole checkpoint ({reason}); fresh=true starts the run over") from error

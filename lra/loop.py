@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from lra.data import Batch, Data, Sampler, Split, collate, evaluation_batches
 from lra.files import write_atomically
 from lra.model import Classifier, transformer
 from lra.progress import Display
-from lra.run import Run
+from lra.ranks import Ranks
+from lra.run import RunFolder
 from lra.schedule import beta1, rate
 from lra.tracker import Metrics, Tracker
 from lra.words import WordError
@@ -49,6 +51,10 @@ class OutOfMemory(Exception):
     """The device has no room for a batch; the message says what to change."""
 
 
+class Short(Exception):
+    """A process has no memory for its part of a step; nobody has made the step."""
+
+
 class StopSignal:
     """Turns SIGINT and SIGTERM into a request that the loop answers between two steps. A second signal ends at once."""
 
@@ -61,11 +67,6 @@ class StopSignal:
         if self.signum:
             raise SystemExit(128 + signum)
         self.signum = signum
-
-    def answer(self) -> None:
-        """Raise Stopped where a signal has asked for it."""
-        if self.signum:
-            raise Stopped(self.signum)
 
 
 def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Classifier:
@@ -98,6 +99,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(*(part.to(device, non_blocking=True) for part in batch))
 
 
+# A run of one process.
+ALONE = Ranks()
+
+
 class Scores(NamedTuple):
     """Of a whole split: mean cross-entropy (nats), accuracy in 0..1, logits (E, classes), labels (E,), in its order."""
 
@@ -110,25 +115,43 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, max_len: int, batch_size: int, device: torch.device, dtype: torch.dtype,
-    mask_zero: bool = False, each: Callable[[int], object] = lambda done: None,
+    mask_zero: bool = False, each: Callable[[int], object] = lambda done: None, ranks: Ranks = ALONE,
 ) -> Scores:  # fmt: skip
     """Score every example of a split; nothing is dropped, batches are cut by length.
 
-    Before each batch, `each` hears how many examples are done; what it raises ends the evaluation.
+    Of `world` processes each takes every `world`-th batch, and all have the scores of the whole split, with the bits of
+    one. Before each round of batches, `each` hears how many examples are done; what it raises ends the evaluation.
+    OutOfMemory where a process has no room for a batch.
     """
     logits: Tensor | None = None
     done = 0
     model.eval()
-    for indices in evaluation_batches(split, batch_size):
+    batches = list(evaluation_batches(split, batch_size))
+    for start in range(0, len(batches), ranks.world):
         each(done)
-        done += len(indices)
-        batch = to_device(collate(split, indices, max_len, mask_zero=mask_zero), device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out = model(batch.tokens, batch.mask).float()
-        logits = out.new_empty(len(split.labels), out.shape[1]) if logits is None else logits
-        logits[torch.from_numpy(indices).to(device)] = out
+        together = batches[start : start + ranks.world]
+        done += sum(map(len, together))
+        short = False
+        for indices in together[ranks.rank : ranks.rank + 1]:
+            batch = to_device(collate(split, indices, max_len, mask_zero=mask_zero), device)
+            try:
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    out = model(batch.tokens, batch.mask).float()
+            except RuntimeError as error:
+                if not machine.is_out_of_memory(error):
+                    raise
+                short = True
+                continue
+            logits = out.new_zeros(len(split.labels), out.shape[1]) if logits is None else logits
+            logits[torch.from_numpy(indices).to(device)] = out
+        if ranks.largest("score", short):
+            raise OutOfMemory(f"no memory to evaluate {batch_size} examples at once")
     model.train()
-    assert logits is not None, "a split has at least one example"
+    classes = int(ranks.largest("score", 0 if logits is None else logits.shape[1]))
+    if logits is None:
+        logits = torch.zeros(len(split.labels), classes, device=device)
+    # As integers: a row is 0 on all processes but one, and the sum has its very bits.
+    ranks.add(logits.view(torch.int32))
     labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64)).to(device)
     loss = F.cross_entropy(logits.double(), labels)
     accuracy = (logits.argmax(1) == labels).double().mean()
@@ -167,14 +190,16 @@ class Trainer:
         config: Config,
         model: Classifier,
         data: Data,
-        run: Run,
+        run: RunFolder,
         device: torch.device,
         dtype: torch.dtype,
         stop: StopSignal,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.options, self.data, self.run = config, config.train, data, run
-        self.device, self.dtype, self.stop = device, dtype, stop
+        self.device, self.dtype, self.stop, self.ranks = device, dtype, stop, ranks
         self.model = model.to(device)
+        ranks.equalize(self.model)
         self.forward: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
         self.max_len = min(data.manifest["max_len"], config.model.seq_len)
         self.mask_zero = config.task.get("mask_zero_pixels", False)
@@ -192,13 +217,13 @@ class Trainer:
         self.state = State(micro_batch=self.options.batch_size if whole else self.options.micro_batch)
         self.pending: list[Tensor] = []
         self.clock = time.perf_counter()
-        if run.last.exists():
-            self.resume()
-        self.metrics = Metrics(run.metrics, keep=self.state.metrics_bytes)
+        self.resume()
+        self.metrics = Metrics(run.metrics, keep=self.state.metrics_bytes) if ranks.first else None
 
     def close(self) -> None:
         """Let go of metrics.jsonl."""
-        self.metrics.close()
+        if self.metrics:
+            self.metrics.close()
 
     def train(self, tracker: Tracker, display: Display) -> None:
         """Run to the last step. Leaves by Stopped, Diverged or OutOfMemory, each with the last good state on disk."""
@@ -220,7 +245,7 @@ class Trainer:
                 self.log()
             display.step(state.step)
             # Read once: a signal that comes while this step is being saved is answered after the next one.
-            signum = self.stop.signum
+            signum = self.asked()
             if signum or self.due(options.checkpoint_every):
                 self.save()
             if signum:
@@ -230,17 +255,21 @@ class Trainer:
         """Every so many steps, and at the last one."""
         return self.state.step % every == 0 or self.state.step == self.options.steps
 
+    def asked(self) -> int:
+        """The signal that a process of the run has been sent, the same answer on each; 0 is none."""
+        return int(self.ranks.largest("signal", self.stop.signum))
+
     def update(self, indices: np.ndarray) -> None:
         """One optimizer step. Where memory runs out and `micro_batch` is auto, the same step again in smaller parts."""
+        share = -(-len(indices) // self.ranks.world)
         while True:
             try:
                 self.learn(indices)
                 return
-            except RuntimeError as error:
-                if not machine.is_out_of_memory(error):
-                    raise
+            except Short:
+                self.state.micro_batch = min(self.state.micro_batch, share)
                 if self.options.micro_batch != "auto" or self.state.micro_batch == 1:
-                    raise OutOfMemory(self.remedy()) from error
+                    raise OutOfMemory(self.remedy()) from None
             self.optimizer.zero_grad()
             torch.cuda.empty_cache()
             self.state.micro_batch = (self.state.micro_batch + 1) // 2
@@ -254,20 +283,20 @@ class Trainer:
         return f"no memory for {self.state.micro_batch} examples at once; {parts}"
 
     def learn(self, indices: np.ndarray) -> None:
-        """Forward, backward, clip, step. Dropout is seeded by the step: it repeats whatever came before it."""
-        torch.manual_seed(derived_seed(self.config.seed, f"step {self.state.step}"))
+        """Forward, backward, clip, step. Short where memory ran out, on whichever process: then none made the step."""
         self.schedule()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        tokens = 0
-        for here in self.parts(indices):
-            tokens += int(here.mask.sum())
-            part = to_device(here, self.device)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                logits = self.forward(part.tokens, part.mask).float()
-            loss = F.cross_entropy(logits, part.labels, reduction="sum") / len(indices)
-            self.scaler.scale(loss).backward()
-            hits = (logits.argmax(1) == part.labels).sum()
-            total += torch.stack([loss.detach().double(), hits.double()])
+        total, tokens = torch.zeros(2, dtype=torch.float64, device=self.device), 0
+        short = False
+        try:
+            tokens = self.differentiate(self.ranks.share(indices), len(indices), total)
+        except RuntimeError as error:
+            if not machine.is_out_of_memory(error):
+                raise
+            short = True
+        told = self.ranks.gather("step", short, tokens)
+        if any(row[0] for row in told):
+            raise Short
+        self.ranks.add_gradients(self.model.parameters())
         if self.options.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
@@ -275,7 +304,26 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         self.pending.append(total)
-        self.count(len(indices), tokens)
+        self.count(len(indices), sum(int(row[1]) for row in told))
+
+    def differentiate(self, indices: np.ndarray, batch_size: int, total: Tensor) -> int:
+        """Add this process's part of a batch to the gradients, and its loss and hits to `total` (2,); its real tokens.
+
+        Dropout is seeded by the step: it repeats whatever came before it. Each process has a stream of its own.
+        """
+        rank = f" rank {self.ranks.rank}" if self.ranks.rank else ""
+        torch.manual_seed(derived_seed(self.config.seed, f"step {self.state.step}{rank}"))
+        tokens = 0
+        for here in self.parts(indices):
+            tokens += int(here.mask.sum())
+            part = to_device(here, self.device)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.forward(part.tokens, part.mask).float()
+            loss = F.cross_entropy(logits, part.labels, reduction="sum") / batch_size
+            self.scaler.scale(loss).backward()
+            hits = (logits.argmax(1) == part.labels).sum()
+            total += torch.stack([loss.detach().double(), hits.double()])
+        return tokens
 
     def schedule(self) -> None:
         """Set the learning rate and beta1 of this step."""
@@ -311,7 +359,9 @@ class Trainer:
         """Fetch the losses that are still on the device; the first one that is not finite ends the run."""
         if not self.pending:
             return
-        rows = torch.stack(self.pending).tolist()
+        sums = torch.stack(self.pending)
+        self.ranks.add(sums)
+        rows = sums.tolist()
         first = self.state.step - len(rows) + 1
         self.pending.clear()
         for step, (loss, hits) in enumerate(rows, first):
@@ -330,33 +380,33 @@ class Trainer:
             "accuracy": state.hits / state.window_examples,
             "lr": state.lr,
             "tokens_per_s": state.window_tokens / state.window_seconds,
-            "peak_memory_mb": machine.peak_memory_mb(self.device),
+            "peak_memory_mb": self.peak_memory_mb(),
         }
         state.losses, state.hits = [], 0.0
         state.window_seconds, state.window_tokens, state.window_examples = 0.0, 0, 0
         self.record(record)
         self.display.train(record)
 
+    def peak_memory_mb(self) -> float:
+        """Peak of the process of this run that needed the most memory, in MiB; all processes ask at once."""
+        return self.ranks.largest("peak", machine.peak_memory_mb(self.device))
+
     def record(self, record: dict[str, Any]) -> None:
         record = {**record, "steps": self.options.steps, "seconds": round(self.wall_seconds(), 3)}
-        self.metrics.write(record)
+        if self.metrics:
+            self.metrics.write(record)
         self.tracker.log(record["step"], record)
 
     def score(self, split: Split, name: str) -> Scores:
         """Score a split that the display calls `name`; a signal is answered between two batches."""
 
         def each(done: int) -> None:
-            self.stop.answer()
+            if signum := self.asked():
+                raise Stopped(signum)
             self.display.scored(name, done, len(split.labels))
 
-        try:
-            return evaluate(
-                self.model, split, self.max_len, self.options.batch_size, self.device, self.dtype, self.mask_zero, each
-            )
-        except RuntimeError as error:
-            if machine.is_out_of_memory(error):
-                raise OutOfMemory(f"no memory to evaluate {self.options.batch_size} examples at once") from error
-            raise
+        size, ranks = self.options.batch_size, self.ranks
+        return evaluate(self.model, split, self.max_len, size, self.device, self.dtype, self.mask_zero, each, ranks)
 
     def validate(self) -> None:
         """Score the validation split; strictly better than ever before is the best, and kept if it is to be tested."""
@@ -369,7 +419,7 @@ class Trainer:
         best = scores.accuracy > self.state.best_accuracy
         if best:
             self.state.best_step, self.state.best_accuracy = self.state.step, scores.accuracy
-        if best and self.options.select == "best":
+        if best and self.options.select == "best" and self.ranks.first:
             checkpoint.save(self.run.best, {"step": self.state.step, "model": self.model.state_dict()})
         self.state.evaluated = self.state.step
         record = {"step": self.state.step, "split": "val", "loss": scores.loss, "accuracy": scores.accuracy}
@@ -382,6 +432,8 @@ class Trainer:
         self.settle()
         if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
             raise Diverged(self.state.step)
+        if not self.metrics:
+            return
         self.metrics.sync()
         self.state.metrics_bytes = self.metrics.position
         self.wall_seconds()
@@ -397,8 +449,10 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Take up the last checkpoint; it must be of the same data."""
-        saved = checkpoint.load(self.run.last, self.device)
+        """Take up the last checkpoint, if there is one; it must be of the same data."""
+        saved = self.read(self.run.last, must=False)
+        if not saved:
+            return
         if saved.get("data_sha256") != self.data.manifest["sha256"]:
             raise ValueError(
                 f"{self.run.last} was trained on other data than {self.config.data_dir} holds; fresh=true starts over"
@@ -412,6 +466,14 @@ class Trainer:
         if self.options.micro_batch != "auto":
             self.state.micro_batch = micro
 
+    def read(self, path: Path, must: bool = True) -> dict[str, Any]:
+        """The checkpoint that the first process has at `path`, on each; empty where there may be none and is none."""
+        content = self.ranks.from_first(lambda: path.read_bytes() if must or path.exists() else None)
+        saved = {}
+        with self.ranks.agreeing():
+            saved = checkpoint.parse(content, path, self.device) if content is not None else {}
+        return saved
+
     @property
     def tested(self) -> int:
         """The step whose weights are tested: the best validation's, or the last."""
@@ -420,7 +482,7 @@ class Trainer:
     def conclude(self) -> tuple[Scores, Scores]:
         """Score the weights of `tested`: the whole test split, and as many training examples as validation has."""
         if self.options.select == "best":
-            self.model.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
+            self.model.load_state_dict(self.read(self.run.best)["model"])
         seen = head(self.data.train, len(self.data.val.labels))
         return self.score(self.data.test, "test"), self.score(seen, "train again")
 

@@ -15,11 +15,20 @@ from lra.commit import git_commit as git_commit
 from lra.words import WordError
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; asking for a device that is not there is a WordError."""
+def pick_device(name: str, local: int = 0, neighbours: int = 1) -> torch.device:
+    """`auto` is CUDA where there is one; asking for a device that is not there is a WordError.
+
+    Of the `neighbours` processes of a run on this machine, the one with the number `local` has the GPU of that number.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise WordError("device=cuda: this torch finds no CUDA device; device=auto or device=cpu runs here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if neighbours > gpus:
+        rule = "each process needs one of its own; device=cpu runs without"
+        raise WordError(f"device={name}: {neighbours} processes and {gpus} CUDA devices on this machine, {rule}")
+    return torch.device("cuda", local) if neighbours > 1 else torch.device("cuda")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

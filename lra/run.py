@@ -28,7 +28,30 @@ class Busy(RuntimeError):
     """Another process trains in the directory."""
 
 
-class Run:
+class RunFolder:
+    """The files of a run, and the configuration that it was started with; making it touches nothing."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config = dict(config)
+
+    def close(self) -> None:
+        """Let go of the directory."""
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoint" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoint" / "best.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+
+class Run(RunFolder):
     """A run directory, locked for the life of the process that holds it.
 
     Opening it refuses a directory that another process holds (Busy) or that another configuration owns (WordError
@@ -37,8 +60,7 @@ class Run:
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path = path
-        self.config = dict(config)
+        super().__init__(path, config)
         self.aside: Path | None = None
         self.made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +86,6 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Let go of the directory."""
         self.lock.close()
 
     def is_empty(self) -> bool:
@@ -82,18 +103,6 @@ class Run:
             # Another process may have come to need a folder of these.
             for folder in self.made:
                 folder.rmdir()
-
-    @property
-    def last(self) -> Path:
-        return self.path / "checkpoint" / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "checkpoint" / "best.pt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
 
     def tracker_id(self) -> str:
         """What trackers know this run by: drawn at its first start, kept for every later one, new with fresh=true."""

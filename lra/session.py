@@ -19,79 +19,109 @@ from lra.budget import excess
 from lra.config import Config, digest, identity
 from lra.data import Data, collate, load
 from lra.intervals import wilson
-from lra.loop import Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
+from lra.loop import ALONE, Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
 from lra.model import Classifier, MultiHead, parameter_count
 from lra.predictions import tables
 from lra.progress import Display
-from lra.run import Failed, Run
+from lra.ranks import Lost, Ranks, leave
+from lra.run import Failed, Run, RunFolder
 from lra.schedule import peak
 from lra.tasks import task
-from lra.tracker import Table, Tracker, open_tracker, read_metrics
+from lra.tracker import RecordOnly, Table, Tracker, open_tracker, read_metrics
 from lra.words import WordError
 
 
-def go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
+def go(config: Config, rival: Config, run: RunFolder, facts: dict[str, Any], ranks: Ranks) -> None:
     """Train and test, then write result.json. Ends in Failed (exit code 1) or SystemExit where there is no result.
 
     rival: what the same words amount to with softmax, whose parameters the run's are held against.
+    Each process of a run goes through this with the others; the first one, which has a Run, writes.
     """
     with kernels.use(config.kernel):
-        _go(config, rival, run, facts)
+        _go(config, rival, run, facts, ranks)
 
 
-def _go(config: Config, rival: Config, run: Run, facts: dict[str, Any]) -> None:
-    trainer = set_up(config, run)
+def _go(config: Config, rival: Config, run: RunFolder, facts: dict[str, Any], ranks: Ranks) -> None:
+    trainer = set_up(config, run, ranks)
     about = {**facts, **circumstances(trainer), "params_softmax": size_of(rival, trainer.data)}
     announce(trainer, about)
     tracker = open_view(config, run, about)
     status, line, code, scores = "finished", "", 0, None
-    with Display(config.train.steps, trainer.state.step) as display:
-        try:
-            trainer.train(tracker, display)
-            scores = trainer.conclude()
-        except Stopped as stopped:
-            status, code = "interrupted", 128 + stopped.signum
-            line = f"stopped at step {trainer.state.step} with everything saved; the same words go on from there"
-        except Diverged as diverged:
-            status, code = "diverged", 1
-            trainer.state.step = diverged.step
-            kept = f"{run.last.parent} keeps the last good state"
-            line = f"the loss is not finite at step {diverged.step}; {kept}; try a lower train.lr"
-        except OutOfMemory as error:
-            status, code, line = "out_of_memory", 1, str(error)
-    trainer.close()
-    if scores:
-        trainer.write_predictions(scores[0])
-    result = outcome(status, trainer, scores, about)
-    run.finish(result)
-    if scores:
-        tracker.tables(tables_of(trainer, scores[0]))
-    tracker.finish(summary(result), code)
+    try:
+        with Display(config.train.steps, trainer.state.step) as display:
+            try:
+                trainer.train(tracker, display)
+                scores = trainer.conclude()
+            except Stopped as stopped:
+                status, code = "interrupted", 128 + stopped.signum
+                line = f"stopped at step {trainer.state.step} with everything saved; the same words go on from there"
+            except Diverged as diverged:
+                status, code = "diverged", 1
+                trainer.state.step = diverged.step
+                kept = f"{run.last.parent} keeps the last good state"
+                line = f"the loss is not finite at step {diverged.step}; {kept}; try a lower train.lr"
+            except OutOfMemory as error:
+                status, code, line = "out_of_memory", 1, str(error)
+        trainer.close()
+        result = outcome(status, trainer, scores, about)
+        if isinstance(run, Run):
+            if scores:
+                trainer.write_predictions(scores[0])
+            run.finish(result)
+            if scores:
+                tracker.tables(tables_of(trainer, scores[0]))
+            tracker.finish(summary(result), code)
+            if status == "interrupted":
+                print(line, file=sys.stderr)
+        # torchrun ends the others where one ends with an error: none goes before the first has written everything.
+        ranks.gather("end")
+    except Lost as lost:
+        tracker.finish({}, 1)
+        raise Lost(f"{lost}; the same words go on from the last checkpoint in {run.last.parent}") from lost
     if scores:
         return conclude(result, trainer)
+    if not ranks.first:
+        leave(code)
     if status != "interrupted":
         raise Failed(line)
-    print(line, file=sys.stderr)
     raise SystemExit(code)
 
 
-def set_up(config: Config, run: Run) -> Trainer:
+def set_up(config: Config, run: RunFolder, ranks: Ranks = ALONE) -> Trainer:
     """The trainer of a configuration on the device that it asks for, at its last checkpoint if there is one."""
-    device = machine.pick_device(config.device)
-    dtype = machine.pick_dtype(config.train.dtype, device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    data = load(config.data_dir, task(config.task), config.task["source"])
+    with ranks.agreeing():
+        device = machine.pick_device(config.device, ranks.place.local, ranks.place.neighbours)
+        dtype = machine.pick_dtype(config.train.dtype, device)
+        data = load(config.data_dir, task(config.task), config.task["source"])
+        check(config, data)
+        model = model_of(config, data)
+        # Refused before anything is written.
+        kernel_of(model, device)
+        model.to(device)
+    ranks.demand_same(
+        {
+            "the data (sha256)": data.manifest["sha256"],
+            "the device": device.type,
+            "the dtype": str(dtype),
+            "the version of torch": torch.__version__.partition("+")[0],
+        }
+    )
+    ranks.connect(device)
+    with ranks.agreeing():
+        trainer = Trainer(config, model, data, run, device, dtype, StopSignal(), ranks)
+    return trainer
+
+
+def check(config: Config, data: Data) -> None:
+    """Raise WordError where a configuration asks of its data what they do not have."""
     examples = len(data.train.labels)
     if examples < config.train.batch_size:
         raise WordError(f"train.batch_size={config.train.batch_size} must be at most the {examples} training examples")
     longest = data.manifest["max_len"]
     if data.manifest.get("kind") == "pixels" and config.model.seq_len < longest:
         raise WordError(f"model.seq_len={config.model.seq_len} must be at least {longest}: an image is never cut")
-    model = model_of(config, data)
-    # Refused before anything is written.
-    kernel_of(model, device)
-    return Trainer(config, model, data, run, device, dtype, StopSignal())
 
 
 def model_of(config: Config, data: Data) -> Classifier:
@@ -110,6 +140,7 @@ def circumstances(trainer: Trainer) -> dict[str, Any]:
     kernel = kernel_of(trainer.model, trainer.device)
     return {
         "params": parameter_count(trainer.model),
+        "processes": trainer.ranks.world,
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "kernel": kernel,
@@ -146,8 +177,10 @@ def exact_share(trainer: Trainer) -> float | None:
     return None if share is None else share.mean().item()
 
 
-def open_view(config: Config, run: Run, about: Mapping[str, Any]) -> Tracker:
-    """The tracker that the words ask for."""
+def open_view(config: Config, run: RunFolder, about: Mapping[str, Any]) -> Tracker:
+    """The tracker that the words ask for, in the process that holds the run's directory."""
+    if not isinstance(run, Run):
+        return RecordOnly()
     return open_tracker(
         config.tracker,
         Path(config.tracker_dir),
@@ -206,6 +239,7 @@ def announce(trainer: Trainer, about: dict[str, Any]) -> None:
     adam = f"betas {first}, {options.beta2:g}, eps {options.eps:g}, weight decay {options.weight_decay:g}"
     clip = f", clip {options.clip:g}" if options.clip else ""
     again = f", going on from step {trainer.state.step:,}" if trainer.state.step else ""
+    processes = f", {about['processes']} processes" if about["processes"] > 1 else ""
     print(f"run    {trainer.run.path}{again}")
     print(f"data   {about['task']} ({about['source']}), {sizes} examples, sha256 {about['data_sha256'][:12]}{chosen}")
     print(f"model  {spelled(config.attn)}, protocol {config.protocol}, {size}{exact}")
@@ -213,7 +247,7 @@ def announce(trainer: Trainer, about: dict[str, Any]) -> None:
     print(f"dropout {model.dropout:g}")
     print(f"train  {schedule}, warm-up {options.warmup:,}, padding {options.padding}, seed {config.seed}")
     print(f"       {adam}{clip}; tests the {options.select} weights")
-    print(f"on     {about['device']}, {about['dtype']}, kernel {about['kernel'] or 'of torch'}", flush=True)
+    print(f"on     {about['device']}, {about['dtype']}, kernel {about['kernel'] or 'of torch'}{processes}", flush=True)
 
 
 def outcome(
@@ -238,7 +272,7 @@ def outcome(
         "tokens_per_s": state.tokens / state.seconds if state.seconds else 0.0,
         "train_seconds": state.seconds,
         "seconds": trainer.wall_seconds(),
-        "peak_memory_mb": machine.peak_memory_mb(trainer.device),
+        "peak_memory_mb": trainer.peak_memory_mb(),
         "config": identity(trainer.run.config),
     }
 

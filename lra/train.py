@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra.config import Config, deviations, flat, run_path
 from lra.data import folder
-from lra.run import Busy, Failed, Run
+from lra.ranks import join, let_first_tell, place
+from lra.run import Busy, Failed, Run, RunFolder
 from lra.tasks import task
 from lra.tasks.base import Task
 from lra.words import WordError, choose, explain, nearest
@@ -32,6 +34,8 @@ from lra.words import WordError, choose, explain, nearest
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
+# Keys that need not be the same on all processes of a run: two machines may keep their files in different places.
+OWN = ("data_dir", "run_dir", "tracker", "tracker_dir")
 WRONG_WORDS = (WordError, HydraException, OmegaConfBaseException)
 FAILURES = (Failed, Busy, ValueError, OSError)
 
@@ -67,13 +71,15 @@ def compose_and(task: Callable[[DictConfig], None]) -> None:
 def tell(error: Exception) -> int:
     """Print the one line that the user reads, return the exit code."""
     wrong = isinstance(error, WRONG_WORDS)
-    line = explain(error, known_keys) if wrong else str(error)
+    line, code = (explain(error, known_keys), 2) if wrong else (str(error), 1)
+    let_first_tell(code)
     print(f"error: {line}", file=sys.stderr)
-    return 2 if wrong else 1
+    return code
 
 
 def stop_before_training(signum: int, frame: FrameType | None) -> NoReturn:
-    print(f"stopped by {signal.Signals(signum).name} before training began", file=sys.stderr)
+    if place().rank == 0:
+        print(f"stopped by {signal.Signals(signum).name} before training began", file=sys.stderr)
     raise SystemExit(128 + signum)
 
 
@@ -126,20 +132,25 @@ def start(words: DictConfig) -> None:
     )
     facts = {**choices, "source": config.task["source"], "seed": config.seed, "deviations": changed}
     facts["declared"] = declared(groups, plain)
-    with Run(path, plain) as run:
-        done = run.result()
-        if done and done["status"] in ("finished", "diverged"):
-            if os.environ.get("WANDB_SWEEP_ID") and config.tracker == "wandb":
-                from lra.session import show_again
-
-                show_again(config, run, done)
-            return report_done(run, done)
-        prepare_data(config, config.task["source"], chosen)
-        set_up_torch()
+    at = place()
+    if config.train.batch_size < at.world:
+        raise WordError(f"train.batch_size={config.train.batch_size} must be at least the {at.world} processes")
+    set_up_torch()
+    ranks = join(at)
+    with ranks.quiet(), ExitStack() as held:
+        ranks.demand_same({key: value for key, value in flat(plain).items() if key not in OWN}, WordError)
+        with ranks.agreeing():
+            run = held.enter_context(Run(path, plain)) if ranks.first else RunFolder(path, plain)
+            done = isinstance(run, Run) and is_done(run, config)
+        if ranks.told(done):
+            return
+        with ranks.agreeing():
+            if not at.local:
+                prepare_data(config, config.task["source"], chosen)
         # Here, so that neither a wrong word nor a finished run waits for torch.
         from lra.session import go
 
-        go(config, with_softmax(), run, facts)
+        go(config, with_softmax(), run, facts, ranks)
 
 
 def declared(choices: Mapping[str, str | None], plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,13 +184,21 @@ def set_up_torch() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
-def report_done(run: Run, done: dict[str, Any]) -> None:
-    """The same words again: say what came out of them, do nothing."""
+def is_done(run: Run, config: Config) -> bool:
+    """Whether the same words have been run to the end; then say what came out of them. Failed where that is nothing."""
+    done = run.result()
+    if not done or done["status"] not in ("finished", "diverged"):
+        return False
+    if os.environ.get("WANDB_SWEEP_ID") and config.tracker == "wandb":
+        from lra.session import show_again
+
+        show_again(config, run, done)
     if done["status"] == "diverged":
         raise Failed(f"{run.path} diverged at step {done.get('steps')}; fresh=true starts it over")
     low, high = done["test"]["ci95"]
     score = f"test accuracy {done['test']['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
     print(f"{run.path} is finished: {score}; fresh=true runs it again")
+    return True
 
 
 def prepare_data(config: Config, source: str, chosen: Task) -> None:

@@ -54,18 +54,19 @@ ARROWS = {
     # A run.
     "lra.config": "words",
     "lra.run": "config files words",
+    "lra.ranks": "run words",
     "lra.schedule": "config",
     "lra.model": "config",
     "lra.checkpoint": "files",
     "lra.attention": "words",
-    "lra.loop": "attention checkpoint config data files machine model progress run schedule tracker words",
+    "lra.loop": "attention checkpoint config data files machine model progress ranks run schedule tracker words",
     "lra.variants": "attention command config files model",
     "lra.predictions": "intervals tracker",
     "lra.session": (
-        "attention budget config data intervals loop machine model predictions progress run schedule tasks tracker"
-        " words"
+        "attention budget config data intervals loop machine model predictions progress ranks run schedule tasks"
+        " tracker words"
     ),
-    "lra.train": "config data run session tasks tasks.base tracker words",
+    "lra.train": "config data ranks run session tasks tasks.base tracker words",
     # Runs under way, and how long those to come will take, from runs/ alone.
     "lra.records": "",
     "lra.pace": "records",
@@ -88,7 +89,7 @@ ARROWS = {
 }
 # Where the packages of others may be imported.
 HOMES = {
-    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
+    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.ranks", "lra.session"},
     "attention_zoo": {"lra.attention", "lra.model", "lra.session", "lra.variants"},
     "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.train"},
@@ -110,6 +111,7 @@ HOMES = {
         "lra.loop",
         "lra.machine",
         "lra.predictions",
+        "lra.ranks",
         "lra.session",
     },
 }

@@ -1,7 +1,6 @@
 """`python -m lra.train`: words to a configuration, the configuration to a run, the run to a result.
 
-The only module that knows Hydra. torch is imported after the words have been checked, so that a wrong word is answered
-in half a second.
+torch is imported after the words have been checked, so that a wrong word is answered in half a second.
 """
 
 from __future__ import annotations
@@ -11,28 +10,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import Container, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from lra.config import Config, deviations, flat, run_path
+from lra.compose import CONF, WRONG_WORDS, compose, planned, softmax_words, store_schema, tell, to_config
+from lra.config import Config
 from lra.data import folder
 from lra.run import Busy, Failed, Run
 from lra.tasks import task
 from lra.tasks.base import Task
-from lra.words import WordError, choose, explain, nearest
+from lra.words import choose
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-WRONG_WORDS = (WordError, HydraException, OmegaConfBaseException)
 FAILURES = (Failed, Busy, ValueError, OSError)
 
 
@@ -64,66 +56,21 @@ def compose_and(task: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
 
 
-def tell(error: Exception) -> int:
-    """Print the one line that the user reads, return the exit code."""
-    wrong = isinstance(error, WRONG_WORDS)
-    line = explain(error, known_keys) if wrong else str(error)
-    print(f"error: {line}", file=sys.stderr)
-    return 2 if wrong else 1
-
-
 def stop_before_training(signum: int, frame: FrameType | None) -> NoReturn:
     print(f"stopped by {signal.Signals(signum).name} before training began", file=sys.stderr)
     raise SystemExit(128 + signum)
-
-
-def store_schema() -> None:
-    """Register the typed root; the dataclasses are frozen, the node that Hydra merges the YAML into is not."""
-    node = OmegaConf.structured(Config)
-    for part in (node, node.model, node.train):
-        OmegaConf.set_readonly(part, None)
-    ConfigStore.instance().store(name="base_config", node=node)
-
-
-def compose(choices: dict[str, str]) -> dict[str, Any]:
-    """The configuration of a recipe as it stands, before any word changes it."""
-    config = hydra.compose("config", overrides=[f"{group}={name}" for group, name in choices.items()])
-    return to_dict(config)
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the default configuration."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        keys = flat(compose({}))
-    return [*keys, *{key.rpartition(".")[0] for key in keys if "." in key}]
-
-
-def to_dict(config: Container) -> dict[str, Any]:
-    """Plain nested dicts, interpolations resolved."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict), "the root of the configuration is a mapping"
-    return {str(key): value for key, value in plain.items()}
 
 
 def start(words: DictConfig) -> None:
     """Hydra's task function: one run, from its checked words to its result."""
     groups = HydraConfig.get().runtime.choices
     choices = {group: str(groups[group]) for group in ("task", "attn", "protocol")}
-    plain, recipe = to_dict(words), compose(choices)
-    unknown = [key for key in flat(plain).keys() - flat(recipe).keys() if not key.startswith("attn.")]
-    if unknown:
-        raise WordError(f"unknown key {unknown[0]!r}{nearest(unknown[0], flat(recipe))}")
-    config = OmegaConf.to_object(words)
-    assert isinstance(config, Config), "the schema makes the root a Config"
+    config, plain, _, changed, path = planned(words, choices, compose(choices))
 
     from lra.tracker import TRACKERS
 
     choose("tracker", config.tracker, TRACKERS)
     chosen = task(config.task)
-    changed = deviations(plain, recipe)
-    path = (
-        Path(config.run_dir) if config.run_dir else run_path(Path("runs"), **choices, seed=config.seed, changed=changed)
-    )
     facts = {**choices, "source": config.task["source"], "seed": config.seed, "deviations": changed}
     with Run(path, plain) as run:
         done = run.result()
@@ -139,14 +86,8 @@ def start(words: DictConfig) -> None:
 
 def with_softmax() -> Config:
     """What the words of the command amount to with attn=softmax in place of what they say of the attention."""
-    words = HydraConfig.get().overrides.task
-    keys = [word.lstrip("+~").partition("=")[0] for word in words]
-    kept = [
-        word for word, key in zip(words, keys, strict=True) if key.partition(".")[0] not in ("attn", "variant", "tune")
-    ]
-    config = OmegaConf.to_object(hydra.compose("config", overrides=[*kept, "attn=softmax"]))
-    assert isinstance(config, Config), "the schema makes the root a Config"
-    return config
+    words = softmax_words(HydraConfig.get().overrides.task)
+    return to_config(hydra.compose("config", overrides=words))
 
 
 def set_up_torch() -> None:

@@ -62,7 +62,18 @@ ARROWS = {
     "lra.session": (
         "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
     ),
-    "lra.train": "config data run session tasks tasks.base tracker words",
+    "lra.compose": "config words",
+    "lra.train": "compose config data run session tasks tasks.base tracker words",
+    # Many runs.
+    "lra.records": "",
+    "lra.pace": "records",
+    "lra.job": "files",
+    "lra.launch": "compose job words",
+    "lra.forecast": "checkpoint config loop machine model session tasks words",
+    "lra.grid": "compose config tasks tracker words",
+    "lra.plan": "budget cells config forecast grid job pace table words",
+    "lra.outcome": "job plan table",
+    "lra.sweep": "command compose data files grid launch outcome plan run table tasks words",
     # Results read runs/ only.
     "lra.cells": "budget intervals words",
     "lra.table": "cells",
@@ -71,17 +82,17 @@ ARROWS = {
 }
 # Where the packages of others may be imported.
 HOMES = {
-    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.session"},
-    "attention_zoo": {"lra.attention", "lra.model", "lra.session", "lra.variants"},
+    "torch": {"lra.checkpoint", "lra.data", "lra.forecast", "lra.loop", "lra.machine", "lra.model", "lra.session"},
+    "attention_zoo": {"lra.attention", "lra.forecast", "lra.model", "lra.session", "lra.variants"},
     "csrc": {"lra.tasks.snakes"},
-    "hydra": {"lra.train"},
-    "omegaconf": {"lra.train"},
-    "yaml": {"lra.run", "lra.variants"},
+    "hydra": {"lra.compose", "lra.launch", "lra.train"},
+    "omegaconf": {"lra.compose", "lra.launch", "lra.train"},
+    "yaml": {"lra.grid", "lra.pace", "lra.plan", "lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
-    "rich": {"lra.bar", "lra.progress", "lra.results", "lra.table"},
+    "rich": {"lra.bar", "lra.outcome", "lra.plan", "lra.progress", "lra.results", "lra.sweep", "lra.table"},
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
     | {"lra.arrays", "lra.data", "lra.doctor", "lra.pictures", "lra.prepare", "lra.loop", "lra.machine", "lra.session"},
 }
@@ -168,7 +179,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results"])
+@pytest.mark.parametrize("module", ["lra.train", "lra.sweep", "lra.prepare", "lra.results"])
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded

@@ -124,7 +124,7 @@ def test_all_words_reach_python_together(ready: Path) -> None:
     ("target", "module"),
     [
         ("lra", ["lra.train"]),
-        ("sweep", ["lra.train", "hydra.mode=MULTIRUN"]),
+        ("sweep", ["lra.sweep"]),
         ("data", ["lra.prepare"]),
         ("data-doctor", ["lra.prepare", "--doctor"]),
         ("compare", ["lra.results"]),
@@ -190,8 +190,8 @@ def test_help_names_every_target_once(bare: Path) -> None:
     done = make(bare)
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
     expected = (
-        "lra sweep compare variants bench kernels data data-doctor setup test test-parity test-gpu test-gpu-sanitizer"
-        " check-cuda peers lint format clean help"
+        "lra sweep watch compare dashboard variants bench kernels data data-doctor setup test test-parity test-browser"
+        " test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format clean help"
     )
     assert sorted(listed) == sorted(expected.split())
     assert not (bare / "calls").exists()

@@ -93,6 +93,7 @@ class Task(ABC):
     vocabulary: ClassVar[tuple[str, ...]]  # the name of every token id
     classes: ClassVar[int]
     sources: ClassVar[tuple[str, ...]]  # the first is the default
+    paired: ClassVar[bool] = False  # whether an example is two documents
     max_len: int  # tokens; longer documents are cut
 
     @classmethod

@@ -63,6 +63,7 @@ class Retrieval(Task):
     version = "1.0.0"
     vocabulary = BYTES
     classes = 2
+    paired = True
     sources = ("aan", "synthetic")
 
     def __init__(self, *, max_len: int = 4_000) -> None:

@@ -1,7 +1,6 @@
 """`python -m lra.train`: words to a configuration, the configuration to a run, the run to a result.
 
-The only module that knows Hydra. torch is imported after the words have been checked, so that a wrong word is answered
-in half a second.
+torch is imported after the words have been checked, so that a wrong word is answered in half a second.
 """
 
 from __future__ import annotations
@@ -10,33 +9,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import Container, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from lra.config import Config, deviations, flat, run_path
+from lra.compose import CONF, WRONG_WORDS, compose, declared, planned, softmax_words, store_schema, tell, to_config
+from lra.config import Config, flat
 from lra.data import folder
 from lra.ranks import join, let_first_tell, place
 from lra.run import Busy, Failed, Run, RunFolder
 from lra.tasks import task
 from lra.tasks.base import Task
-from lra.words import WordError, choose, explain, nearest
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
+from lra.words import WordError, choose
 
 # Keys that need not be the same on all processes of a run: two machines may keep their files in different places.
 OWN = ("data_dir", "run_dir", "tracker", "tracker_dir")
-WRONG_WORDS = (WordError, HydraException, OmegaConfBaseException)
 FAILURES = (Failed, Busy, ValueError, OSError)
 
 
@@ -53,12 +45,12 @@ def main() -> None:
         try:
             start(words)
         except FAILURES as error:
-            codes.append(tell(error))
+            codes.append(tell_once(error))
 
     try:
         compose_and(start_and_tell)
     except WRONG_WORDS as error:
-        codes.append(tell(error))
+        codes.append(tell_once(error))
     raise SystemExit(max(codes))
 
 
@@ -68,13 +60,10 @@ def compose_and(task: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
 
 
-def tell(error: Exception) -> int:
-    """Print the one line that the user reads, return the exit code."""
-    wrong = isinstance(error, WRONG_WORDS)
-    line, code = (explain(error, known_keys), 2) if wrong else (str(error), 1)
-    let_first_tell(code)
-    print(f"error: {line}", file=sys.stderr)
-    return code
+def tell_once(error: Exception) -> int:
+    """Print the one line, once for all processes of a run, and return the exit code."""
+    let_first_tell(2 if isinstance(error, WRONG_WORDS) else 1)
+    return tell(error)
 
 
 def stop_before_training(signum: int, frame: FrameType | None) -> NoReturn:
@@ -83,53 +72,16 @@ def stop_before_training(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
-def store_schema() -> None:
-    """Register the typed root; the dataclasses are frozen, the node that Hydra merges the YAML into is not."""
-    node = OmegaConf.structured(Config)
-    for part in (node, node.model, node.train):
-        OmegaConf.set_readonly(part, None)
-    ConfigStore.instance().store(name="base_config", node=node)
-
-
-def compose(choices: dict[str, str]) -> dict[str, Any]:
-    """The configuration of a recipe as it stands, before any word changes it."""
-    config = hydra.compose("config", overrides=[f"{group}={name}" for group, name in choices.items()])
-    return to_dict(config)
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the default configuration."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        keys = flat(compose({}))
-    return [*keys, *{key.rpartition(".")[0] for key in keys if "." in key}]
-
-
-def to_dict(config: Container) -> dict[str, Any]:
-    """Plain nested dicts, interpolations resolved."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict), "the root of the configuration is a mapping"
-    return {str(key): value for key, value in plain.items()}
-
-
 def start(words: DictConfig) -> None:
     """Hydra's task function: one run, from its checked words to its result."""
     groups = HydraConfig.get().runtime.choices
     choices = {group: str(groups[group]) for group in ("task", "attn", "protocol")}
-    plain, recipe = to_dict(words), compose(choices)
-    unknown = [key for key in flat(plain).keys() - flat(recipe).keys() if not key.startswith("attn.")]
-    if unknown:
-        raise WordError(f"unknown key {unknown[0]!r}{nearest(unknown[0], flat(recipe))}")
-    config = OmegaConf.to_object(words)
-    assert isinstance(config, Config), "the schema makes the root a Config"
+    config, plain, _, changed, path = planned(words, choices, compose(choices))
 
     from lra.tracker import TRACKERS
 
     choose("tracker", config.tracker, TRACKERS)
     chosen = task(config.task)
-    changed = deviations(plain, recipe)
-    path = (
-        Path(config.run_dir) if config.run_dir else run_path(Path("runs"), **choices, seed=config.seed, changed=changed)
-    )
     facts = {**choices, "source": config.task["source"], "seed": config.seed, "deviations": changed}
     facts["declared"] = declared(groups, plain)
     at = place()
@@ -153,26 +105,10 @@ def start(words: DictConfig) -> None:
         go(config, with_softmax(), run, facts, ranks)
 
 
-def declared(choices: Mapping[str, str | None], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What the published set-up of the chosen attention changes in the plain recipe, where no word takes it back."""
-    files = (CONF / group / f"{choices.get(group)}.yaml" for group in ("variant", "tune"))
-    mine = flat(plain)
-    changed = {
-        key: value for file in files if file.exists() for key, value in flat(to_dict(OmegaConf.load(file))).items()
-    }
-    return {key: value for key, value in changed.items() if mine.get(key) == value}
-
-
 def with_softmax() -> Config:
     """What the words of the command amount to with attn=softmax in place of what they say of the attention."""
-    words = HydraConfig.get().overrides.task
-    keys = [word.lstrip("+~").partition("=")[0] for word in words]
-    kept = [
-        word for word, key in zip(words, keys, strict=True) if key.partition(".")[0] not in ("attn", "variant", "tune")
-    ]
-    config = OmegaConf.to_object(hydra.compose("config", overrides=[*kept, "attn=softmax"]))
-    assert isinstance(config, Config), "the schema makes the root a Config"
-    return config
+    words = softmax_words(HydraConfig.get().overrides.task)
+    return to_config(hydra.compose("config", overrides=words))
 
 
 def set_up_torch() -> None:

@@ -52,7 +52,10 @@ def explain(error: BaseException, known: Callable[[], Iterable[str]]) -> str:
     key = getattr(cause, "full_key", None)
     if key and said.startswith("Could not override"):
         whole = said.split("'")[1]
-        return f"unknown key {whole!r}{nearest(whole, known()) or '; --cfg job lists the keys'}"
+        keys = known()
+        if whole in keys:
+            return f"unknown key {whole!r} with the other words; it is one of other choices"
+        return f"unknown key {whole!r}{nearest(whole, keys) or '; --cfg job lists the keys'}"
     if key:
         return f"{said.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
     return said

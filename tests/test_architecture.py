@@ -66,13 +66,23 @@ ARROWS = {
         "attention budget config data intervals loop machine model predictions progress ranks run schedule tasks"
         " tracker words"
     ),
-    "lra.train": "config data ranks run session tasks tasks.base tracker words",
+    "lra.compose": "config words",
+    "lra.train": "compose config data ranks run session tasks tasks.base tracker words",
     # Runs under way, and how long those to come will take, from runs/ alone.
     "lra.records": "",
     "lra.pace": "records",
     "lra.underway": "records",
     "lra.screen": "underway",
     "lra.watch": "command screen underway words",
+    # Many runs.
+    "lra.slurm": "",
+    "lra.job": "files slurm",
+    "lra.launch": "compose job words",
+    "lra.forecast": "checkpoint config loop machine model session tasks words",
+    "lra.grid": "compose config tasks tracker words",
+    "lra.plan": "budget cells published config forecast grid job pace table words",
+    "lra.outcome": "job plan table",
+    "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
     "lra.outcomes": "config words",
     "lra.published": "",
@@ -89,18 +99,38 @@ ARROWS = {
 }
 # Where the packages of others may be imported.
 HOMES = {
-    "torch": {"lra.checkpoint", "lra.data", "lra.loop", "lra.machine", "lra.model", "lra.ranks", "lra.session"},
-    "attention_zoo": {"lra.attention", "lra.model", "lra.session", "lra.variants"},
+    "torch": {
+        "lra.checkpoint",
+        "lra.data",
+        "lra.forecast",
+        "lra.loop",
+        "lra.machine",
+        "lra.model",
+        "lra.ranks",
+        "lra.session",
+    },
+    "attention_zoo": {"lra.attention", "lra.forecast", "lra.model", "lra.session", "lra.variants"},
     "csrc": {"lra.tasks.snakes"},
-    "hydra": {"lra.train"},
-    "omegaconf": {"lra.train"},
-    "yaml": {"lra.pace", "lra.run", "lra.variants"},
+    "hydra": {"lra.compose", "lra.launch", "lra.train"},
+    "omegaconf": {"lra.compose", "lra.launch", "lra.train"},
+    "yaml": {"lra.grid", "lra.pace", "lra.plan", "lra.run", "lra.variants"},
     "wandb": {"lra.dashboard", "lra.tracker"},
     "wandb_workspaces": {"lra.panels"},
+    "submitit": {"lra.slurm"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
-    "rich": {"lra.bar", "lra.progress", "lra.results", "lra.screen", "lra.table", "lra.watch"},
+    "rich": {
+        "lra.bar",
+        "lra.outcome",
+        "lra.plan",
+        "lra.progress",
+        "lra.results",
+        "lra.screen",
+        "lra.sweep",
+        "lra.table",
+        "lra.watch",
+    },
     "numpy": {name for name in ARROWS if name.startswith("lra.tasks.")}
     | {
         "lra.arrays",
@@ -198,7 +228,9 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard"])
+@pytest.mark.parametrize(
+    "module", ["lra.train", "lra.sweep", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard"]
+)
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded

@@ -94,6 +94,7 @@ class Task(ABC):
     classes: ClassVar[int]
     class_names: ClassVar[tuple[str, ...]] = ()  # of the real sources; () where a class is its number
     sources: ClassVar[tuple[str, ...]]  # the first is the default
+    paired: ClassVar[bool] = False  # whether an example is two documents
     max_len: int  # tokens; longer documents are cut
 
     @classmethod

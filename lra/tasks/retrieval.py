@@ -64,6 +64,7 @@ class Retrieval(Task):
     vocabulary = BYTES
     classes = 2
     class_names = ("no citation", "citation")
+    paired = True
     sources = ("aan", "synthetic")
 
     def __init__(self, *, max_len: int = 4_000) -> None:

@@ -23,14 +23,14 @@ from lra.data import Batch, Data, Sampler, Split, collate, evaluation_batches
 from lra.files import write_atomically
 from lra.model import Classifier, transformer
 from lra.progress import Display
-from lra.run import Run
+from lra.run import STOPS, Run
 from lra.schedule import beta1, rate
 from lra.tracker import Metrics, Tracker
 from lra.words import WordError
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM was answered with everything saved; `signum` says which."""
+    """A signal of STOPS was answered with everything saved; `signum` says which."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -50,17 +50,18 @@ class OutOfMemory(Exception):
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a request that the loop answers between two steps. A second signal ends at once."""
+    """Turns a signal of STOPS into a request that the loop answers between two steps. A second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self.signum = 0
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPS:
             signal.signal(signum, self.ask)
 
     def ask(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
+        # Of the others several may come for one stop: Slurm sends SIGTERM twice, and some time after SIGUSR2.
+        if self.signum and signum == signal.SIGINT:
             raise SystemExit(128 + signum)
-        self.signum = signum
+        self.signum = self.signum or signum
 
     def answer(self) -> None:
         """Raise Stopped where a signal has asked for it."""

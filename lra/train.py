@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lra.config import Config, deviations, flat, run_path
 from lra.data import folder
-from lra.run import Busy, Failed, Run
+from lra.run import STOPS, Busy, Failed, Run
 from lra.tasks import task
 from lra.tasks.base import Task
 from lra.words import WordError, choose, explain, nearest
@@ -37,8 +37,8 @@ FAILURES = (Failed, Busy, ValueError, OSError)
 
 
 def main() -> None:
-    """The console entry. Exit codes: 0 done, 1 the run failed, 2 the words were wrong, 130 and 143 a signal."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """The console entry. Exit codes: 0 done, 1 the run failed, 2 the words were wrong, 128 + n signal n of STOPS."""
+    for signum in STOPS:
         signal.signal(signum, stop_before_training)
     if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
         return compose_and(start)
@@ -73,6 +73,9 @@ def tell(error: Exception) -> int:
 
 
 def stop_before_training(signum: int, frame: FrameType | None) -> NoReturn:
+    # A cluster sends more than one for one stop.
+    for other in STOPS:
+        signal.signal(other, signal.SIG_IGN)
     print(f"stopped by {signal.Signals(signum).name} before training began", file=sys.stderr)
     raise SystemExit(128 + signum)
 

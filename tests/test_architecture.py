@@ -62,6 +62,7 @@ ARROWS = {
     "lra.session": (
         "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
     ),
+    "lra.slurm": "",
     "lra.train": "config data run session tasks tasks.base tracker words",
     # Results read runs/ only.
     "lra.cells": "budget intervals words",
@@ -78,6 +79,7 @@ HOMES = {
     "omegaconf": {"lra.train"},
     "yaml": {"lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
+    "submitit": {"lra.slurm"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},

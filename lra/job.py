@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lra.files import write_text
+from lra.slurm import Relay, in_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
@@ -88,7 +89,10 @@ def run_cell(
             [sys.executable, "-m", "lra.job", str(os.getpid()), bound, *words],
             cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
+    relay = Relay(process) if in_slurm() else None
     code = wait(process, asked)
+    if relay:
+        relay.settle(code)
     return code if code >= 0 else 128 - code
 
 

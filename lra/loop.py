@@ -25,14 +25,14 @@ from lra.files import write_atomically
 from lra.model import Classifier, transformer
 from lra.progress import Display
 from lra.ranks import Ranks
-from lra.run import RunFolder
+from lra.run import STOPS, RunFolder
 from lra.schedule import beta1, rate
 from lra.tracker import Metrics, Tracker
 from lra.words import WordError
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM was answered with everything saved; `signum` says which."""
+    """A signal of STOPS was answered with everything saved; `signum` says which."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -56,17 +56,18 @@ class Short(Exception):
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a request that the loop answers between two steps. A second signal ends at once."""
+    """Turns a signal of STOPS into a request that the loop answers between two steps. A second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self.signum = 0
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPS:
             signal.signal(signum, self.ask)
 
     def ask(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
+        # Of the others several may come for one stop: Slurm sends SIGTERM twice, and some time after SIGUSR2.
+        if self.signum and signum == signal.SIGINT:
             raise SystemExit(128 + signum)
-        self.signum = signum
+        self.signum = self.signum or signum
 
 
 def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Classifier:

@@ -22,6 +22,7 @@ from lra.plan import (
     INTERRUPTED,
     MISSING,
     OUT_OF_MEMORY,
+    QUEUED,
     Planned,
     Standing,
     clock,
@@ -114,6 +115,7 @@ WORDS = {
     INTERRUPTED: "saved",
     BUSY: "busy",
     MISSING: "not run",
+    QUEUED: "queued",
 }
 
 
@@ -177,6 +179,8 @@ def conclude(
     for one in plans:
         now = standing(one.cell.path)
         status, reason = verdict(now, one.cell.path, codes.get(one.cell.path))
+        if one.standing.status == QUEUED and status != FINISHED:
+            status, reason = QUEUED, f"job {one.standing.pid}"
         if one.cell.path in failed:
             status, reason = "failed", failed[one.cell.path]
         said = "failed" if WORDS[status] == "failed" else status
@@ -186,6 +190,8 @@ def conclude(
     print_whole(console, grid)
     count = ", ".join(f"{number} {name if name != MISSING else 'not run'}" for name, number in tally.items())
     say(console, f"{many(len(plans), 'cell')}: {count}")
+    if any(one.standing.status == QUEUED for one in plans):
+        say(console, "queued: squeue --me shows them, the same command again their results")
     if stopped:
         say(console, f"stopped by {signal.Signals(stopped).name}; the same command goes on from what is saved")
         return 128 + stopped

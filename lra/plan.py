@@ -28,6 +28,8 @@ from lra.words import WordError
 
 FINISHED, DIVERGED, OUT_OF_MEMORY, INTERRUPTED = "finished", "diverged", "out_of_memory", "interrupted"
 BUSY, MISSING = "busy", "missing"
+# A job of an earlier sweep is to run it, or runs it.
+QUEUED = "queued"
 # What retry= may name: these ends are of the run itself, and would come again unless something is changed.
 FAILED = (DIVERGED, OUT_OF_MEMORY)
 
@@ -99,8 +101,11 @@ def ask(question: str, *about: Any) -> Any:
     return getattr(forecast, question)(*about)
 
 
-def plan(cells: Sequence[Cell], retry: Sequence[str], process: Executor) -> list[Planned]:
-    """What is known of every cell, in their order. WordError naming the cell where its words cannot be a model."""
+def plan(cells: Sequence[Cell], retry: Sequence[str], process: Executor, jobs: Mapping[Path, str]) -> list[Planned]:
+    """What is known of every cell, in their order. WordError naming the cell where its words cannot be a model.
+
+    jobs: the runs that have a job on a cluster, with its number.
+    """
     sizes: dict[str, Future[int]] = {}
     for cell in cells:
         for config in (cell.run.config, cell.rival):
@@ -113,6 +118,8 @@ def plan(cells: Sequence[Cell], retry: Sequence[str], process: Executor) -> list
         if not fresh:
             refuse_strangers(cell)
         now = Standing(MISSING) if fresh and not holder(cell.path) else standing(cell.path)
+        if now.status != FINISHED and (job := jobs.get(cell.path.resolve())):
+            now = Standing(QUEUED, pid=job)
         if now.status == INTERRUPTED and not now.step:
             now = now._replace(step=process.submit(ask, "step", cell.path / "checkpoint" / "last.pt").result())
         again = now.status in (MISSING, INTERRUPTED, BUSY) or (now.status in FAILED and now.status in retry)
@@ -162,8 +169,10 @@ def show(console: Console, plans: Sequence[Planned], jobs: int) -> None:
     print_whole(console, grid)
     total = counts(plans)
     rest = [one for one in plans if one.again]
+    queued = f", {total['queued']} queued or running on the cluster" if total["queued"] else ""
     say(
-        console, f"{many(len(plans), 'cell')}: {total['done']} done, {total['failed']} failed, {total['to run']} to run"
+        console,
+        f"{many(len(plans), 'cell')}: {total['done']} done, {total['failed']} failed, {total['to run']} to run{queued}",
     )
     if rest:
         say(console, time_of(rest, jobs))
@@ -192,10 +201,11 @@ def named(cell: Cell) -> str:
 
 
 def counts(plans: Sequence[Planned]) -> dict[str, int]:
-    """How many cells are done, have failed and stay so, and are to be run."""
+    """How many cells are done, have failed and stay so, and are to be run, or are queued."""
     again = sum(one.again for one in plans)
     done = sum(one.standing.status == FINISHED for one in plans)
-    return {"done": done, "failed": len(plans) - again - done, "to run": again}
+    queued = sum(one.standing.status == QUEUED for one in plans)
+    return {"done": done, "failed": len(plans) - again - done - queued, "to run": again, "queued": queued}
 
 
 def notes(members: Sequence[Planned], more: str) -> str:
@@ -209,6 +219,8 @@ def notes(members: Sequence[Planned], more: str) -> str:
         if one.standing.status == INTERRUPTED:
             where = f"goes on from step {one.standing.step:,}" if one.standing.step else "begins again"
             said.append(f"seed {one.cell.run.config.seed} {where}")
+        if one.standing.status == QUEUED:
+            said.append(f"seed {one.cell.run.config.seed} is job {one.standing.pid}")
         if one.standing.status == BUSY:
             said.append(f"seed {one.cell.run.config.seed} is run by process {one.standing.pid}")
     shown = said[:4] + ([f"{len(said) - 4} more"] if len(said) > 4 else [])

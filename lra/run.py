@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,9 @@ import yaml
 from lra.config import identity
 from lra.files import remove_parts, write_text
 from lra.words import WordError
+
+# What asks a run to stop with everything saved. SIGUSR2 is how a cluster announces the end of a job's time.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Failed(Exception):

@@ -28,6 +28,7 @@ from lra.launch import LOCAL, launch, settings
 from lra.outcome import Reporter, conclude, outcomes
 from lra.plan import BUSY, DIVERGED, FAILED, OUT_OF_MEMORY, Planned, ask, beside, many, plan, show
 from lra.run import Busy, Run
+from lra.slurm import under_way
 from lra.table import say
 from lra.tasks import task
 from lra.words import WordError, choose
@@ -122,7 +123,7 @@ def sweep(order: Order, console: Console) -> int:
     with beside() as process:
         with composer() as composing:
             grid, twice = cells(composing, order.words)
-        plans = plan(grid, order.retry, process)
+        plans = plan(grid, order.retry, process, under_way(SWEPT))
         side = shares(launcher, options, order, sum(one.again for one in plans))
         say(console, f"{many(len(grid), 'cell')}{f', {twice} named again' if twice else ''}; {side.line}")
         show(console, plans, side.jobs)
@@ -135,6 +136,9 @@ def sweep(order: Order, console: Console) -> int:
     if again:
         put_aside(again)
         stopped, codes = run(again, launcher, [*order.hydra, *side.words], side, console)
+    if stopped and launcher not in LOCAL:
+        say(console, "the waiting is over, the jobs go on: squeue --me shows them, scancel ends them, saved")
+        return 128 + stopped
     return conclude(console, plans, failed, codes, stopped)
 
 
@@ -257,7 +261,7 @@ def run(
     }
     write_text(folder / "cells.json", json.dumps(sheet, indent=1))
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
-    stop = Stop(folder)
+    stop = Stop(folder, launcher in LOCAL)
     with Reporter(console, folder, queue, side.jobs):
         try:
             launch(folder, range(len(queue)), words)
@@ -277,10 +281,13 @@ def without_fresh(words: Sequence[str]) -> list[str]:
 
 
 class Stop:
-    """Answers SIGINT and SIGTERM: the cells under way save and end, no other begins. A second Ctrl-C ends at once."""
+    """Answers SIGINT and SIGTERM: the cells under way save and end, no other begins. A second Ctrl-C ends at once.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.signum = folder, 0
+    Jobs on a cluster go on: only the waiting for them ends.
+    """
+
+    def __init__(self, folder: Path, local: bool) -> None:
+        self.folder, self.local, self.signum = folder, local, 0
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.ask)
 
@@ -291,6 +298,8 @@ class Stop:
                 raise KeyboardInterrupt
             return
         self.signum = signum
+        if not self.local:
+            raise KeyboardInterrupt
         write_text(self.folder / "stop", str(signum))
         print("stopping: the cells under way save and end; Ctrl-C now ends at once", file=sys.stderr)
 

@@ -22,7 +22,7 @@ from lra.compose import CONF, WRONG_WORDS, compose, declared, planned, softmax_w
 from lra.config import Config, flat
 from lra.data import folder
 from lra.ranks import join, let_first_tell, place
-from lra.run import Busy, Failed, Run, RunFolder
+from lra.run import STOPS, Busy, Failed, Run, RunFolder
 from lra.tasks import task
 from lra.tasks.base import Task
 from lra.words import WordError, choose
@@ -33,8 +33,8 @@ FAILURES = (Failed, Busy, ValueError, OSError)
 
 
 def main() -> None:
-    """The console entry. Exit codes: 0 done, 1 the run failed, 2 the words were wrong, 130 and 143 a signal."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """The console entry. Exit codes: 0 done, 1 the run failed, 2 the words were wrong, 128 + n signal n of STOPS."""
+    for signum in STOPS:
         signal.signal(signum, stop_before_training)
     if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
         return compose_and(start)
@@ -67,6 +67,9 @@ def tell_once(error: Exception) -> int:
 
 
 def stop_before_training(signum: int, frame: FrameType | None) -> NoReturn:
+    # A cluster sends more than one for one stop.
+    for other in STOPS:
+        signal.signal(other, signal.SIG_IGN)
     if place().rank == 0:
         print(f"stopped by {signal.Signals(signum).name} before training began", file=sys.stderr)
     raise SystemExit(128 + signum)

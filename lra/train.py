@@ -117,8 +117,10 @@ def start(words: DictConfig) -> None:
     assert isinstance(config, Config), "the schema makes the root a Config"
 
     from lra.tracker import TRACKERS
+    from lra.trackio_store import demand
 
-    choose("tracker", config.tracker, TRACKERS)
+    if choose("tracker", config.tracker, TRACKERS) == "trackio":
+        demand("tracker=trackio")
     chosen = task(config.task)
     changed = deviations(plain, recipe)
     path = (

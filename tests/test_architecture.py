@@ -29,7 +29,9 @@ ARROWS = {
     "lra.intervals": "",
     "lra.budget": "",
     "lra.progress": "",
-    "lra.tracker": "",
+    "lra.tracker": "trackio_store trackio_view",
+    "lra.trackio_store": "words",
+    "lra.trackio_view": "trackio_store",
     "lra.machine": "words",
     # Data.
     "lra.tasks": "tasks.base tasks.image tasks.listops tasks.pathfinder tasks.retrieval tasks.text words",
@@ -62,12 +64,14 @@ ARROWS = {
     "lra.session": (
         "attention budget config data intervals loop machine model progress run schedule tasks tracker words"
     ),
-    "lra.train": "config data run session tasks tasks.base tracker words",
+    "lra.train": "config data run session tasks tasks.base tracker trackio_store words",
     # Results read runs/ only.
+    "lra.outcomes": "config words",
     "lra.cells": "budget intervals words",
     "lra.table": "cells",
     "lra.report": "cells command files style words",
     "lra.results": "cells command files intervals report table words",
+    "lra.board": "bar command config outcomes tracker trackio_store trackio_view words",
 }
 # Where the packages of others may be imported.
 HOMES = {
@@ -76,8 +80,9 @@ HOMES = {
     "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.train"},
     "omegaconf": {"lra.train"},
-    "yaml": {"lra.run", "lra.variants"},
+    "yaml": {"lra.board", "lra.run", "lra.variants"},
     "wandb": {"lra.tracker"},
+    "trackio": {"lra.trackio_store"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
@@ -168,11 +173,11 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results"])
+@pytest.mark.parametrize("module", ["lra.train", "lra.prepare", "lra.results", "lra.board"])
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded
-    assert loaded.isdisjoint({"torch", "wandb", "tensorflow_datasets", "tensorflow", "matplotlib"})
+    assert loaded.isdisjoint({"torch", "wandb", "trackio", "tensorflow_datasets", "tensorflow", "matplotlib"})
 
 
 def test_training_loads_no_tensorflow_and_no_dataset_builder() -> None:

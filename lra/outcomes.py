@@ -27,7 +27,7 @@ STATUSES = ("finished", "diverged", "out_of_memory", "interrupted")
 # No result of ours comes near: a larger file is another thing by the same name.
 LARGEST = 2**24
 # Folders at the top of runs/ that hold no runs.
-NO_RUNS = ("published", "report", "wandb")
+NO_RUNS = ("published", "report", "trackio", "wandb")
 # What stands in a result.json or in a name may be anything; these are what reading it may raise.
 BROKEN = (OSError, ValueError, OverflowError, RecursionError, MemoryError)
 

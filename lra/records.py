@@ -17,7 +17,7 @@ END = 2**14
 # Lines of training at the end of a record that a follower parses and keeps.
 RECENT = 40
 # Folders at the top of runs/ that hold no runs.
-NO_RUNS = ("published", "report", "wandb")
+NO_RUNS = ("published", "report", "trackio", "wandb")
 
 
 class Name(NamedTuple):

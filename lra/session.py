@@ -26,6 +26,7 @@ from lra.progress import Display
 from lra.ranks import Lost, Ranks, leave
 from lra.run import Failed, Run, RunFolder
 from lra.schedule import peak
+from lra.shown import summary, view_config
 from lra.tasks import task
 from lra.tracker import RecordOnly, Table, Tracker, open_tracker, read_metrics
 from lra.words import WordError
@@ -200,18 +201,6 @@ def show_again(config: Config, run: Run, done: dict[str, Any]) -> None:
     open_view(config, run, known).finish(summary(done), 0 if done["status"] == "finished" else 1)
 
 
-def view_config(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tracker shows as a run's configuration: task, attn and protocol by name, their parameters beside them.
-
-    `cell` is equal for runs that may be averaged: those that differ in their seed alone.
-    """
-    recipe = "/".join((about["protocol"], about["task"], about["attn"]))
-    words = ",".join(f"{key}={value}" for key, value in about["deviations"].items())
-    cell = " ".join([recipe, *([words] if words else []), about["data_sha256"][:8]])
-    beside = {f"{key}_parameters": config[key] for key in ("attn", "task")}
-    return {**config, **beside, **about, "cell": cell}
-
-
 def tables_of(trainer: Trainer, test: Scores) -> dict[str, Table]:
     """The tables of the test split, its classes by their names."""
     kind, source = task(trainer.config.task), trainer.config.task["source"]
@@ -275,19 +264,6 @@ def outcome(
         "peak_memory_mb": trainer.peak_memory_mb(),
         "config": identity(trainer.run.config),
     }
-
-
-def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """The keys that a tracker shows for a run."""
-    values = {
-        "status": result["status"],
-        "run/failed": int(result["status"] in ("diverged", "out_of_memory")),
-        "val/best_accuracy": result["val"]["accuracy"],
-        "speed/tokens_per_s": result["tokens_per_s"],
-        "memory/peak_mb": result["peak_memory_mb"],
-        "model/params": result["params"],
-    }
-    return values | ({"test/accuracy": result["test"]["accuracy"]} if "test" in result else {})
 
 
 def conclude(result: dict[str, Any], trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from wandb import Run
 
-TRACKERS = ("offline", "wandb", "jsonl")
+TRACKERS = ("offline", "wandb", "trackio", "jsonl")
 QUIET: dict[str, Any] = {"silent": True, "quiet": True, "console": "off", "disable_git": True, "disable_code": True}
 CONNECT_SECONDS = 10
 FINISH_SECONDS = 30
@@ -126,6 +126,12 @@ def open_tracker(
     """
     if kind == "jsonl":
         return RecordOnly()
+    if kind == "trackio":
+        # Here, so that only who asks for it needs trackio.
+        from lra.trackio_store import View
+        from lra.trackio_view import TrackioView
+
+        return TrackioView(folder, View(run_id, group, name, dict(config)), history, charted)
     options = {
         "id": run_id,
         "project": project,

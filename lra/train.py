@@ -82,8 +82,10 @@ def start(words: DictConfig) -> None:
     config, plain, _, changed, path = planned(words, choices, compose(choices))
 
     from lra.tracker import TRACKERS
+    from lra.trackio_store import demand
 
-    choose("tracker", config.tracker, TRACKERS)
+    if choose("tracker", config.tracker, TRACKERS) == "trackio":
+        demand("tracker=trackio")
     chosen = task(config.task)
     facts = {**choices, "source": config.task["source"], "seed": config.seed, "deviations": changed}
     facts["declared"] = declared(groups, plain)

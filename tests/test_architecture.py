@@ -29,7 +29,10 @@ ARROWS = {
     "lra.intervals": "",
     "lra.budget": "",
     "lra.progress": "",
-    "lra.tracker": "",
+    "lra.tracker": "trackio_store trackio_view",
+    "lra.trackio_store": "words",
+    "lra.trackio_view": "trackio_store",
+    "lra.shown": "",
     "lra.commit": "",
     "lra.machine": "commit words",
     # Data.
@@ -63,11 +66,11 @@ ARROWS = {
     "lra.variants": "attention command config files model",
     "lra.predictions": "intervals tracker",
     "lra.session": (
-        "attention budget config data intervals loop machine model predictions progress ranks run schedule tasks"
-        " tracker words"
+        "attention budget config data intervals loop machine model predictions progress ranks run schedule shown"
+        " tasks tracker words"
     ),
     "lra.compose": "config words",
-    "lra.train": "compose config data ranks run session tasks tasks.base tracker words",
+    "lra.train": "compose config data ranks run session tasks tasks.base tracker trackio_store words",
     # Runs under way, and how long those to come will take, from runs/ alone.
     "lra.records": "",
     "lra.pace": "records",
@@ -96,6 +99,7 @@ ARROWS = {
     "lra.results": "cells command commit crossover files outcomes page published table",
     "lra.panels": "published",
     "lra.dashboard": "board command files outcomes panels tracker words",
+    "lra.board": "bar command config outcomes shown tracker trackio_store trackio_view words",
 }
 # Where the packages of others may be imported.
 HOMES = {
@@ -117,6 +121,7 @@ HOMES = {
     "wandb": {"lra.dashboard", "lra.tracker"},
     "wandb_workspaces": {"lra.panels"},
     "submitit": {"lra.slurm"},
+    "lra.board": "bar command config outcomes shown tracker trackio_store trackio_view words",
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
     "matplotlib": {"lra.pictures", "lra.report"},
@@ -229,12 +234,12 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["lra.train", "lra.sweep", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard"]
+    "module", ["lra.train", "lra.sweep", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard", "lra.board"]
 )
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "lra" in loaded
-    assert loaded.isdisjoint({"torch", "wandb", "tensorflow_datasets", "tensorflow", "matplotlib"})
+    assert loaded.isdisjoint({"torch", "wandb", "trackio", "tensorflow_datasets", "tensorflow", "matplotlib"})
 
 
 def test_training_loads_no_tensorflow_and_no_dataset_builder() -> None:

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import pytest
 from selenium.webdriver.common.keys import Keys
+
 from tests.browser.chromium import Browser
 from tests.browser.conftest import PICTURES
-
 from tests.browser.report_sample import ATTENTIONS, TASKS, page, sample
 
 Show = Callable[..., None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from lra.compose import CONF, WRONG_WORDS, Composer, Planned, known_keys, softma
 from lra.config import Config, identity
 from lra.tasks import task
 from lra.tracker import TRACKERS
+from lra.trackio_store import demand
 from lra.words import WordError, choose, explain
 
 SWEEPS = CONF / "sweep"
@@ -82,15 +83,22 @@ def combinations(composer: Composer, words: Sequence[str]) -> list[list[str]]:
     return [list(cell) for cell in itertools.product(*values)]
 
 
-def cells(composer: Composer, words: Sequence[str]) -> tuple[list[Cell], int]:
-    """The cells of a grid, each once, and how many were named again. A WordError names the cell that is wrong."""
+def cells(
+    composer: Composer, words: Sequence[str], each: Callable[[Cell], object] = lambda cell: None
+) -> tuple[list[Cell], int]:
+    """The cells of a grid, each once, and how many were named again. A WordError names the cell that is wrong.
+
+    `each` hears of every cell as soon as it is composed.
+    """
     every = combinations(composer, words)
     vary = {key for key, values in _values(every).items() if len(values) > 1}
     found: dict[Path, Cell] = {}
     for chosen in every:
         cell = one(composer, chosen, vary)
         same = found.setdefault(cell.path, cell)
-        if identity(same.run.plain) != identity(cell.run.plain):
+        if same is cell:
+            each(cell)
+        elif identity(same.run.plain) != identity(cell.run.plain):
             raise WordError(f"{cell.path} would be the directory of two cells: {same.name}, and {cell.name}")
     return list(found.values()), len(every) - len(found)
 
@@ -99,7 +107,8 @@ def one(composer: Composer, words: list[str], vary: Iterable[str]) -> Cell:
     """One cell, checked as `lra.train` would check it; a WordError names the cell."""
     try:
         run = composer.planned(words)
-        choose("tracker", run.config.tracker, TRACKERS)
+        if choose("tracker", run.config.tracker, TRACKERS) == "trackio":
+            demand("tracker=trackio")
         task(run.config.task)
         rival = composer.planned(softmax_words(words)).config
     except WRONG_WORDS as error:

@@ -101,16 +101,37 @@ def ask(question: str, *about: Any) -> Any:
     return getattr(forecast, question)(*about)
 
 
-def plan(cells: Sequence[Cell], retry: Sequence[str], process: Executor, jobs: Mapping[Path, str]) -> list[Planned]:
+class Sizes:
+    """The parameters of the cells' models, counted in the process beside this one."""
+
+    def __init__(self, process: Executor) -> None:
+        self.process = process
+        self.counts: dict[str, Future[int]] = {}
+
+    def want(self, cell: Cell) -> None:
+        """Have the models of a cell and of its rival counted."""
+        for config in (cell.run.config, cell.rival):
+            if (key := kind(config)) not in self.counts:
+                self.counts[key] = self.process.submit(ask, "size", config)
+
+    def over(self, cell: Cell) -> str:
+        """By how much a cell breaks the benchmark's rule of parameters, empty where it does not.
+
+        WordError naming the cell where its words cannot be a model.
+        """
+        try:
+            return excess(*(self.counts[kind(config)].result() for config in (cell.run.config, cell.rival)))
+        except ValueError as error:
+            raise WordError(f"{cell.name}: {error}") from None
+
+
+def plan(
+    cells: Sequence[Cell], retry: Sequence[str], process: Executor, sizes: Sizes, jobs: Mapping[Path, str]
+) -> list[Planned]:
     """What is known of every cell, in their order. WordError naming the cell where its words cannot be a model.
 
-    jobs: the runs that have a job on a cluster, with its number.
+    sizes: wants them all. jobs: the runs that have a job on a cluster, with its number.
     """
-    sizes: dict[str, Future[int]] = {}
-    for cell in cells:
-        for config in (cell.run.config, cell.rival):
-            if (key := kind(config)) not in sizes:
-                sizes[key] = process.submit(ask, "size", config)
     pace = Pace.read(Path("runs"))
     known = []
     for cell in cells:
@@ -133,20 +154,12 @@ def plan(cells: Sequence[Cell], retry: Sequence[str], process: Executor, jobs: M
             done = 0 if now.status == DIVERGED else min(now.step, steps)
             seconds = None if whole is None else whole * (1 - done / steps)
         known.append(Planned(cell, now, again, seconds=seconds))
-    return [replace(one, over=over(one.cell, sizes)) for one in known]
+    return [replace(one, over=sizes.over(one.cell)) for one in known]
 
 
 def kind(config: Config) -> str:
     """What the size of a model depends on."""
     return json.dumps([asdict(config.model), config.attn, config.task], sort_keys=True, default=str)
-
-
-def over(cell: Cell, sizes: Mapping[str, Future[int]]) -> str:
-    """By how much a cell breaks the benchmark's rule of parameters, empty where it does not."""
-    try:
-        return excess(sizes[kind(cell.run.config)].result(), sizes[kind(cell.rival)].result())
-    except ValueError as error:
-        raise WordError(f"{cell.name}: {error}") from None
 
 
 def show(console: Console, plans: Sequence[Planned], jobs: int) -> None:

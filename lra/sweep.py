@@ -26,7 +26,7 @@ from lra.files import write_text
 from lra.grid import SWEEPS, cells, key_of, merged, preset
 from lra.launch import LOCAL, launch, settings
 from lra.outcome import Reporter, conclude, outcomes
-from lra.plan import BUSY, DIVERGED, FAILED, OUT_OF_MEMORY, Planned, ask, beside, many, plan, show
+from lra.plan import BUSY, DIVERGED, FAILED, OUT_OF_MEMORY, Planned, Sizes, ask, beside, many, plan, show
 from lra.run import Busy, Run
 from lra.slurm import under_way
 from lra.table import say
@@ -121,9 +121,10 @@ def sweep(order: Order, console: Console) -> int:
     """Plan, run and conclude; returns the exit code."""
     launcher, options = settings(order.hydra)
     with beside() as process:
+        sizes = Sizes(process)
         with composer() as composing:
-            grid, twice = cells(composing, order.words)
-        plans = plan(grid, order.retry, process, under_way(SWEPT))
+            grid, twice = cells(composing, order.words, sizes.want)
+        plans = plan(grid, order.retry, process, sizes, under_way(SWEPT))
         side = shares(launcher, options, order, sum(one.again for one in plans))
         say(console, f"{many(len(grid), 'cell')}{f', {twice} named again' if twice else ''}; {side.line}")
         show(console, plans, side.jobs)

@@ -17,7 +17,7 @@ from typing import Any
 from lra.budget import excess
 from lra.intervals import student_interval, wilson
 from lra.outcomes import Run, visible
-from lra.published import OTHER_TASK, SOURCES, Published, floors, preference, protocol_order
+from lra.published import OTHER_TASK, SOURCES, Published, floors, preference, protocol_order, task_name
 from lra.words import choose
 
 # What stands at the name of an attention whose parameters are beyond the benchmark's rule.
@@ -104,8 +104,7 @@ class Cell:
     @property
     def task_name(self) -> str:
         """The task's plain name where its data are the real ones, with the source in parentheses where they are not."""
-        real = SOURCES.get(self.task, (None,))[0]
-        return self.task if self.source == real else f"{self.task} ({self.source})"
+        return task_name(self.task, self.source)
 
     @property
     def column(self) -> tuple[str, str, str, str, str]:

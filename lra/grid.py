@@ -11,12 +11,15 @@ import yaml
 
 from lra.compose import CONF, WRONG_WORDS, Composer, Planned, known_keys, softmax_words
 from lra.config import Config, identity
+from lra.published import task_name
 from lra.tasks import task
 from lra.tracker import TRACKERS
 from lra.trackio_store import demand
 from lra.words import WordError, choose, explain
 
 SWEEPS = CONF / "sweep"
+# The words that a cell's name says in its own way.
+NAMED = ("task", "task.source", "attn")
 
 
 class Cell(NamedTuple):
@@ -34,6 +37,10 @@ class Cell(NamedTuple):
     @property
     def source(self) -> str:
         return str(self.run.config.task["source"])
+
+    @property
+    def task_name(self) -> str:
+        return task_name(self.run.choices["task"], self.source)
 
 
 def preset(name: str) -> list[str]:
@@ -115,8 +122,9 @@ def one(composer: Composer, words: list[str], vary: Iterable[str]) -> Cell:
         differs = " ".join(word for word in words if key_of(word) in vary)
         line = explain(error, known_keys)
         raise WordError(line if line.startswith(differs) else f"{differs}: {line}") from None
-    beside = [word for word in words if key_of(word) in vary and key_of(word) not in ("task", "attn")]
-    return Cell(words, " ".join([run.choices["task"], run.choices["attn"], *beside]), run, rival)
+    beside = [word for word in words if key_of(word) in vary and key_of(word) not in NAMED]
+    name = " ".join([task_name(run.choices["task"], run.config.task["source"]), run.choices["attn"], *beside])
+    return Cell(words, name, run, rival)
 
 
 def _values(every: Sequence[Sequence[str]]) -> dict[str, set[str]]:

@@ -22,7 +22,6 @@ from lra.config import Config, identity
 from lra.grid import Cell
 from lra.job import holder
 from lra.pace import Pace
-from lra.published import SOURCES
 from lra.table import say
 from lra.words import WordError
 
@@ -170,7 +169,7 @@ def show(console: Console, plans: Sequence[Planned], jobs: int) -> None:
     rows: dict[tuple[str, str, str], list[Planned]] = {}
     for one in plans:
         choices = one.cell.run.choices
-        rows.setdefault((choices["protocol"], named(one.cell), choices["attn"]), []).append(one)
+        rows.setdefault((choices["protocol"], one.cell.task_name, choices["attn"]), []).append(one)
     several = len({protocol for protocol, _, _ in rows}) > 1
     for (protocol, task, attn), members in rows.items():
         here = counts(members)
@@ -205,12 +204,6 @@ COLUMNS: dict[str, JustifyMethod] = {
     "task": "left", "attention": "left", "cells": "right", "done": "right", "failed": "right", "to run": "right",
     "time": "right", "notes": "left",
 }  # fmt: skip
-
-
-def named(cell: Cell) -> str:
-    """The task, with the source of its data where that is not the real one."""
-    task = cell.run.choices["task"]
-    return task if cell.source in SOURCES[task] else f"{task} ({cell.source})"
 
 
 def counts(plans: Sequence[Planned]) -> dict[str, int]:

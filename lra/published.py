@@ -86,6 +86,11 @@ def protocol_order(protocol: str) -> tuple[int, str]:
     return list(OWN_PAPER).index(protocol) if protocol in OWN_PAPER else len(OWN_PAPER), protocol
 
 
+def task_name(task: str, source: str) -> str:
+    """The task's plain name where its data are the real ones, with the source in parentheses where they are not."""
+    return task if source == SOURCES.get(task, (None,))[0] else f"{task} ({source})"
+
+
 def floors(task: str, source: str) -> dict[str, float]:
     """Test accuracies in percent that need no attention at all, by name; empty where none are known."""
     return LISTOPS_FLOORS if task == "listops" and source in SOURCES["listops"] else {}

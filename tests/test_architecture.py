@@ -82,8 +82,8 @@ ARROWS = {
     "lra.job": "files slurm",
     "lra.launch": "compose job words",
     "lra.forecast": "checkpoint config loop machine model session tasks words",
-    "lra.grid": "compose config tasks tracker trackio_store words",
-    "lra.plan": "budget cells published config forecast grid job pace table words",
+    "lra.grid": "compose config published tasks tracker trackio_store words",
+    "lra.plan": "budget cells config forecast grid job pace table words",
     "lra.outcome": "job plan table",
     "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
     # Results read runs/ only.

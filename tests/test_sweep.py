@@ -68,9 +68,9 @@ def test_a_wrong_word_of_the_sweep_itself_is_one_line(words: list[str], line: st
 def test_values_are_spelled_as_hydra_spells_them_and_seeds_change_slowest() -> None:
     found = grid("attn=glob(yoso*)", "seed=range(1,3)", "train.lr=choice(1e-3,2e-3)")
     assert [cell.name for cell in found[:3]] == [
-        "listops yoso seed=1 train.lr=0.001",
-        "listops yoso seed=1 train.lr=0.002",
-        "listops yoso_conv seed=1 train.lr=0.001",
+        "listops (generated) yoso seed=1 train.lr=0.001",
+        "listops (generated) yoso seed=1 train.lr=0.002",
+        "listops (generated) yoso_conv seed=1 train.lr=0.001",
     ]
     assert len(found) == 8
     assert [cell.run.config.seed for cell in found] == [1] * 4 + [2] * 4
@@ -93,7 +93,10 @@ def test_a_run_that_is_named_twice_is_one_cell() -> None:
         (["task=text,image", "task.split=clean"], "task=image: unknown key 'task.split'"),
         (["attn=glob(nothing*)"], "'attn=glob(nothing*)' names nothing"),
         (["train.lr=interval(0,1)"], "'train.lr=interval(0,1)' has no end"),
-        (["seed=0,1", "run_dir=here"], "here would be the directory of two cells: listops mra2 seed=0, and listops"),
+        (
+            ["seed=0,1", "run_dir=here"],
+            "here would be the directory of two cells: listops (generated) mra2 seed=0, and",
+        ),
     ],
 )
 def test_a_cell_that_cannot_be_stops_the_sweep_and_is_named(words: list[str], line: str) -> None:
@@ -231,7 +234,7 @@ def test_the_end_has_a_line_for_each_cell_with_its_reason_and_log(tmp_path: Path
     lines = shown.getvalue().splitlines()
     assert code == 1
     assert len(lines) == 8
-    assert " ".join(lines[2].split()) == "listops mra2 seed=0 finished 50.0 40.0 to 60.0 40 0:01:01"
+    assert " ".join(lines[2].split()) == "listops (generated) mra2 seed=0 finished 50.0 40.0 to 60.0 40 0:01:01"
     assert lines[3].rstrip().endswith(f"diverged at step 7, {tmp_path}/1/log.txt")
     assert lines[4].rstrip().endswith(f"no room, {tmp_path}/2/log.txt")
     assert "ended by SIGKILL, as a system without memory does" in lines[5]

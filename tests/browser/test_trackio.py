@@ -73,9 +73,8 @@ def test_a_run_is_in_trackio_as_it_is_on_disk_and_the_dashboard_finds_nothing_ne
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / RUN / "result.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()]
-    assert rows(tmp_path, "SELECT DISTINCT run_id, run_name FROM metrics") == [
-        (result["config_sha256"][:16], "mra2/seed0")
-    ]
+    known_as = (tmp_path / RUN / "tracker.id").read_text().strip()
+    assert rows(tmp_path, "SELECT DISTINCT run_id, run_name FROM metrics") == [(known_as, "mra2/seed0")]
     assert steps(tmp_path) == sorted([*((line["step"], line["split"]) for line in lines), (20, "end")])
     ((config,),) = rows(tmp_path, "SELECT config FROM configs")
     shown = json.loads(config)

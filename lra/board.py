@@ -19,7 +19,8 @@ import yaml
 from lra.bar import bar
 from lra.command import command
 from lra.config import digest
-from lra.outcomes import BROKEN, existing, read_run, read_text, reason, run_folders, visible
+from lra.folders import BROKEN, existing, read_text, reason, run_folders, visible
+from lra.outcomes import read_run
 from lra.shown import summary, view_config
 from lra.tracker import charted, read_metrics
 from lra.trackio_store import Point, Store, StoreError, View, demand

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lra.budget import excess
+from lra.folders import visible
 from lra.intervals import student_interval, wilson
-from lra.outcomes import Run, visible
+from lra.outcomes import Run
 from lra.published import OTHER_TASK, SOURCES, Published, floors, preference, protocol_order, task_name
 from lra.words import choose
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lra.commit import commit_date
-from lra.outcomes import BROKEN, reason, visible
+from lra.folders import BROKEN, reason, visible
 
 MEASURED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "speed.csv"
 CORE, YARDSTICK = "zoo core", "softmax"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lra.outcomes import BROKEN, read_text
+from lra.folders import BROKEN, read_text
 
 
 class Curve(NamedTuple):

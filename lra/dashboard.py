@@ -14,7 +14,7 @@ from typing import Any
 
 from lra.command import command
 from lra.files import write_text
-from lra.outcomes import existing
+from lra.folders import existing
 from lra.words import choose
 
 VIEWS = ("leet", "trackio", "wandb")

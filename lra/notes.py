@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from lra.cells import OVER_BUDGET, Cell
-from lra.outcomes import Run, spelled, visible
+from lra.folders import visible
+from lra.outcomes import Run, spelled
 from lra.published import LISTOPS_FLOORS, Published
 
 _APART = "never averaged, not comparable"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lra.records import Name, last_record, name_of, number, runs_of, whole
+from lra.folders import run_folders
+from lra.records import Name, last_record, name_of, number, whole
 
 # What a run may change in its recipe and still take as long for each step. Steps are scaled, the source is asked for.
 FREE = frozenset(
@@ -74,7 +75,7 @@ class Pace:
     def read(cls, root: Path) -> Pace:
         """The pace of every run below `root`; a run that cannot be read is left out."""
         runs: dict[Kind, list[Timed]] = defaultdict(list)
-        for folder in runs_of(root):
+        for folder in run_folders(root, []):
             if found := read_run(folder, root):
                 kind, timed = found
                 runs[kind].append(timed)

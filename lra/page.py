@@ -14,8 +14,9 @@ from typing import Any
 
 from lra.cells import Cell, column_names
 from lra.curves import Curve, points, read_curves, windows
+from lra.folders import BROKEN, reason
 from lra.notes import cell_notes, notes, sources
-from lra.outcomes import BROKEN, Run, reason
+from lra.outcomes import Run
 from lra.published import MARKS, Published
 from lra.style import colours_of
 

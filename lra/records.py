@@ -8,7 +8,6 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,6 @@ from typing import Any, NamedTuple
 END = 2**14
 # Lines of training at the end of a record that a follower parses and keeps.
 RECENT = 40
-# Folders at the top of runs/ that hold no runs.
-NO_RUNS = ("published", "report", "trackio", "wandb")
 
 
 class Name(NamedTuple):
@@ -28,35 +25,6 @@ class Name(NamedTuple):
     attn: str
     words: tuple[str, ...]
     seed: str
-
-
-def run_folders(root: Path) -> Iterator[Path]:
-    """The folders below `root` with a metrics.jsonl or a result.json in the order of their paths, none put aside."""
-    folders = []
-    try:
-        with os.scandir(root) as entries:
-            for entry in entries:
-                if entry.name in ("metrics.jsonl", "result.json"):
-                    yield root
-                    return
-                if entry.is_dir() and not entry.name.startswith(".") and ".old-" not in entry.name:
-                    folders.append(entry.name)
-    except OSError:
-        # Gone since its name was read, or nobody's business.
-        return
-    for name in sorted(folders):
-        yield from run_folders(root / name)
-
-
-def runs_of(root: Path) -> Iterator[Path]:
-    """`run_folders` of a folder of runs, without what else lies at its top."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    except OSError:
-        return
-    for name in names:
-        if name not in NO_RUNS and not name.startswith(".") and ".old-" not in name:
-            yield from run_folders(root / name)
 
 
 def name_of(folder: Path, root: Path) -> Name | None:

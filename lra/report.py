@@ -14,7 +14,8 @@ from lra.cells import OVER_BUDGET, Cell, cells, select
 from lra.command import command
 from lra.curves import Curve, read_curves, windows
 from lra.files import write_atomically
-from lra.outcomes import Run, collect, existing
+from lra.folders import existing
+from lra.outcomes import Run, collect
 from lra.style import DASHES, STYLE, colours_of
 from lra.words import WordError
 

@@ -13,7 +13,8 @@ from lra.command import command
 from lra.commit import git_commit
 from lra.crossover import crossover
 from lra.files import write_text
-from lra.outcomes import collect, existing
+from lra.folders import existing
+from lra.outcomes import collect
 from lra.page import build, contents, front_end
 from lra.published import read_published
 from lra.table import comma_separated, markdown, say, show, show_published

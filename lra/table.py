@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lra.cells import Cell, column_names
+from lra.folders import visible
 from lra.notes import cited, marks, notes, papers, sources
-from lra.outcomes import spelled, visible
+from lra.outcomes import spelled
 from lra.published import SOURCES, Published, preference, protocol_order
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from lra.records import RECENT, Follower, Name, name_of, number, runs_of, whole
+from lra.folders import run_folders
+from lra.records import RECENT, Follower, Name, name_of, number, whole
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -74,7 +75,7 @@ class UnderWay:
         """What is so at `now`, in seconds since the epoch."""
         shot = Snapshot(seen={key: set() for key in ("protocol", "task", "attn")})
         kept: dict[Path, Follower] = {}
-        for folder in runs_of(self.root):
+        for folder in run_folders(self.root, []):
             name = name_of(folder, self.root)
             if name:
                 for key, names in shot.seen.items():

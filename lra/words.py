@@ -54,7 +54,7 @@ def explain(error: BaseException, known: Callable[[], Iterable[str]]) -> str:
         whole = said.split("'")[1]
         keys = known()
         if whole in keys:
-            return f"unknown key {whole!r} with the other words; it is one of other choices"
+            return f"no key {whole!r} with the other words; other choices of a group have it"
         return f"unknown key {whole!r}{nearest(whole, keys) or '; --cfg job lists the keys'}"
     if key:
         return f"{said.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"

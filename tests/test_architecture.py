@@ -22,6 +22,7 @@ ARROWS = {
     "lra": "",
     # Below everything: words, files, numbers.
     "lra.words": "",
+    "lra.folders": "words",
     "lra.command": "words",
     "lra.files": "",
     "lra.bar": "",
@@ -73,8 +74,8 @@ ARROWS = {
     "lra.train": "compose config data ranks run session tasks tasks.base tracker trackio_store words",
     # Runs under way, and how long those to come will take, from runs/ alone.
     "lra.records": "",
-    "lra.pace": "records",
-    "lra.underway": "records",
+    "lra.pace": "folders records",
+    "lra.underway": "folders records",
     "lra.screen": "underway",
     "lra.watch": "command screen underway words",
     # Many runs.
@@ -87,19 +88,19 @@ ARROWS = {
     "lra.outcome": "job plan table",
     "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
-    "lra.outcomes": "config words",
+    "lra.outcomes": "config folders",
     "lra.published": "",
-    "lra.curves": "outcomes",
-    "lra.crossover": "commit outcomes",
-    "lra.cells": "budget intervals outcomes published words",
-    "lra.notes": "cells outcomes published",
-    "lra.table": "cells notes outcomes published",
-    "lra.page": "cells curves notes outcomes published style",
-    "lra.report": "cells command curves files outcomes style words",
-    "lra.results": "cells command commit crossover files outcomes page published table",
+    "lra.curves": "folders",
+    "lra.crossover": "commit folders",
+    "lra.cells": "budget folders intervals outcomes published words",
+    "lra.notes": "cells folders outcomes published",
+    "lra.table": "cells folders notes outcomes published",
+    "lra.page": "cells curves folders notes outcomes published style",
+    "lra.report": "cells command curves files folders outcomes style words",
+    "lra.results": "cells command commit crossover files folders outcomes page published table",
     "lra.panels": "published",
-    "lra.dashboard": "board command files outcomes panels tracker words",
-    "lra.board": "bar command config outcomes shown tracker trackio_store trackio_view words",
+    "lra.dashboard": "board command files folders panels tracker words",
+    "lra.board": "bar command config folders outcomes shown tracker trackio_store trackio_view words",
 }
 # Where the packages of others may be imported.
 HOMES = {

@@ -126,7 +126,7 @@ def test_training_reads_it_without_tensorflow(prepared: Prepared, tmp_path: Path
     words = command(
         tmp_path, f"task={prepared.task.name}", f"data_dir={prepared.data_dir}", "attn=linformer",
         f"model.seq_len={prepared.task.max_len}", "model.layers=1", "train.batch_size=16",
-        "train.steps=3", "train.warmup=2", "train.eval_every=3",
+        "train.steps=3", "train.warmup=2", "train.eval_every=3", "attn.rank=8",
     )  # fmt: skip
     code = f"import sys\n{WITHOUT_TENSORFLOW}\nfrom lra.train import main\nmain()"
     done = subprocess.run(

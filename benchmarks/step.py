@@ -177,7 +177,8 @@ class Bench:
     def __init__(self, config: Config, folder: Path) -> None:
         import torch
 
-        from lra.loop import StopSignal, Trainer
+        from lra.endings import StopSignal
+        from lra.loop import Trainer
         from lra.machine import pick_dtype
         from lra.run import Run
         from lra.session import model_of

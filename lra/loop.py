@@ -1,16 +1,14 @@
-"""The loop: build a model, train it, evaluate it, and be able to stop at any instant."""
+"""The loop: build a model, train it, and be able to stop at any instant."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,54 +18,17 @@ from torch import Tensor, nn
 from lra import checkpoint, machine
 from lra.attention import attention
 from lra.config import Config
-from lra.data import Batch, Data, Sampler, Split, collate, evaluation_batches
+from lra.data import Batch, Data, Sampler, Split, collate
+from lra.endings import Diverged, OutOfMemory, Short, Stopped, StopSignal
+from lra.evaluation import Scores, evaluate, head, to_device
 from lra.files import write_atomically
 from lra.model import Classifier, transformer
 from lra.progress import Display
-from lra.ranks import Ranks
-from lra.run import STOPS, RunFolder
+from lra.ranks import ALONE, Ranks
+from lra.run import RunFolder
 from lra.schedule import beta1, rate
 from lra.tracker import Metrics, Tracker
 from lra.words import WordError
-
-
-class Stopped(Exception):
-    """A signal of STOPS was answered with everything saved; `signum` says which."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-class Diverged(Exception):
-    """The loss or a weight stopped being a finite number at `step`."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
-
-
-class OutOfMemory(Exception):
-    """The device has no room for a batch; the message says what to change."""
-
-
-class Short(Exception):
-    """A process has no memory for its part of a step; nobody has made the step."""
-
-
-class StopSignal:
-    """Turns a signal of STOPS into a request that the loop answers between two steps. A second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        for signum in STOPS:
-            signal.signal(signum, self.ask)
-
-    def ask(self, signum: int, frame: FrameType | None) -> None:
-        # Of the others several may come for one stop: Slurm sends SIGTERM twice, and some time after SIGUSR2.
-        if self.signum and signum == signal.SIGINT:
-            raise SystemExit(128 + signum)
-        self.signum = self.signum or signum
 
 
 def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Classifier:
@@ -87,76 +48,6 @@ def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Clas
 def derived_seed(seed: int, purpose: object) -> int:
     """A seed of its own for each purpose, so that no stream of random numbers depends on how many another has drawn."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7], "big")
-
-
-def head(split: Split, examples: int) -> Split:
-    """The first examples of a split."""
-    if split.pairs is None:
-        return split._replace(offsets=split.offsets[: examples + 1], labels=split.labels[:examples])
-    return split._replace(pairs=split.pairs[:examples], labels=split.labels[:examples])
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(*(part.to(device, non_blocking=True) for part in batch))
-
-
-# A run of one process.
-ALONE = Ranks()
-
-
-class Scores(NamedTuple):
-    """Of a whole split: mean cross-entropy (nats), accuracy in 0..1, logits (E, classes), labels (E,), in its order."""
-
-    loss: float
-    accuracy: float
-    logits: np.ndarray
-    labels: np.ndarray
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, split: Split, max_len: int, batch_size: int, device: torch.device, dtype: torch.dtype,
-    mask_zero: bool = False, each: Callable[[int], object] = lambda done: None, ranks: Ranks = ALONE,
-) -> Scores:  # fmt: skip
-    """Score every example of a split; nothing is dropped, batches are cut by length.
-
-    Of `world` processes each takes every `world`-th batch, and all have the scores of the whole split, with the bits of
-    one. Before each round of batches, `each` hears how many examples are done; what it raises ends the evaluation.
-    OutOfMemory where a process has no room for a batch.
-    """
-    logits: Tensor | None = None
-    done = 0
-    model.eval()
-    batches = list(evaluation_batches(split, batch_size))
-    for start in range(0, len(batches), ranks.world):
-        each(done)
-        together = batches[start : start + ranks.world]
-        done += sum(map(len, together))
-        short = False
-        for indices in together[ranks.rank : ranks.rank + 1]:
-            batch = to_device(collate(split, indices, max_len, mask_zero=mask_zero), device)
-            try:
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    out = model(batch.tokens, batch.mask).float()
-            except RuntimeError as error:
-                if not machine.is_out_of_memory(error):
-                    raise
-                short = True
-                continue
-            logits = out.new_zeros(len(split.labels), out.shape[1]) if logits is None else logits
-            logits[torch.from_numpy(indices).to(device)] = out
-        if ranks.largest("score", short):
-            raise OutOfMemory(f"no memory to evaluate {batch_size} examples at once")
-    model.train()
-    classes = int(ranks.largest("score", 0 if logits is None else logits.shape[1]))
-    if logits is None:
-        logits = torch.zeros(len(split.labels), classes, device=device)
-    # As integers: a row is 0 on all processes but one, and the sum has its very bits.
-    ranks.add(logits.view(torch.int32))
-    labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64)).to(device)
-    loss = F.cross_entropy(logits.double(), labels)
-    accuracy = (logits.argmax(1) == labels).double().mean()
-    return Scores(loss.item(), accuracy.item(), logits.cpu().numpy(), labels.cpu().numpy())
 
 
 @dataclass

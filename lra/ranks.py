@@ -272,9 +272,13 @@ class Processes(Ranks):
             self.swift = self.dist.new_group(backend="nccl", timeout=TIMEOUT)
 
 
+# A run of one process.
+ALONE = Ranks()
+
+
 def join(at: Place) -> Ranks:
     """The processes of the run, all of them there."""
-    return Processes(at) if at.world > 1 else Ranks()
+    return Processes(at) if at.world > 1 else ALONE
 
 
 @contextmanager

@@ -18,12 +18,14 @@ from lra.attention import spelled
 from lra.budget import excess
 from lra.config import Config, digest, identity
 from lra.data import Data, collate, load
+from lra.endings import Diverged, OutOfMemory, Stopped, StopSignal
+from lra.evaluation import Scores
 from lra.intervals import wilson
-from lra.loop import ALONE, Diverged, OutOfMemory, Scores, Stopped, StopSignal, Trainer, build
+from lra.loop import Trainer, build
 from lra.model import Classifier, MultiHead, parameter_count
 from lra.predictions import tables
 from lra.progress import Display
-from lra.ranks import Lost, Ranks, leave
+from lra.ranks import ALONE, Lost, Ranks, leave
 from lra.run import Failed, Run, RunFolder
 from lra.schedule import peak
 from lra.shown import summary, view_config

@@ -63,12 +63,17 @@ ARROWS = {
     "lra.model": "config",
     "lra.checkpoint": "files",
     "lra.attention": "words",
-    "lra.loop": "attention checkpoint config data files machine model progress ranks run schedule tracker words",
+    "lra.endings": "run",
+    "lra.evaluation": "data endings machine ranks",
+    "lra.loop": (
+        "attention checkpoint config data endings evaluation files machine model progress ranks run schedule tracker"
+        " words"
+    ),
     "lra.variants": "attention command config files model",
     "lra.predictions": "intervals tracker",
     "lra.session": (
-        "attention budget config data intervals loop machine model predictions progress ranks run schedule shown"
-        " tasks tracker words"
+        "attention budget config data endings evaluation intervals loop machine model predictions progress ranks run"
+        " schedule shown tasks tracker words"
     ),
     "lra.compose": "config words",
     "lra.train": "compose config data ranks run session tasks tasks.base tracker trackio_store words",
@@ -107,6 +112,7 @@ HOMES = {
     "torch": {
         "lra.checkpoint",
         "lra.data",
+        "lra.evaluation",
         "lra.forecast",
         "lra.loop",
         "lra.machine",
@@ -144,6 +150,7 @@ HOMES = {
         "lra.doctor",
         "lra.pictures",
         "lra.prepare",
+        "lra.evaluation",
         "lra.loop",
         "lra.machine",
         "lra.predictions",

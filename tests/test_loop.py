@@ -15,7 +15,9 @@ from torch.testing import assert_close
 from lra import checkpoint
 from lra.config import Config, Model, Train
 from lra.data import Data, Split, collate
-from lra.loop import Diverged, OutOfMemory, Stopped, StopSignal, Trainer, build, evaluate, head
+from lra.endings import Diverged, OutOfMemory, Stopped, StopSignal
+from lra.evaluation import evaluate, head
+from lra.loop import Trainer, build
 from lra.progress import Display
 from lra.run import Run
 from lra.schedule import rate

@@ -20,7 +20,9 @@ import torch
 
 from lra import checkpoint, ranks
 from lra.data import evaluation_batches
-from lra.loop import OutOfMemory, Stopped, StopSignal, Trainer, build, evaluate
+from lra.endings import OutOfMemory, Stopped, StopSignal
+from lra.evaluation import evaluate
+from lra.loop import Trainer, build
 from lra.progress import Display
 from lra.ranks import VARIABLES, Place, Ranks, place, share
 from lra.run import Run, RunFolder

@@ -12,8 +12,6 @@ import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -83,27 +81,24 @@ def follow(
     under_way: UnderWay, console: Console, every: float, root: Path, wanted: Mapping[str, frozenset[str]]
 ) -> None:
     """Look again and again, and draw again where the window has another size."""
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+    # Noted here, answered by the loop: an exception out of a handler is lost where an object is just being deleted.
+    asked: list[int] = []
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda number, frame: asked.append(number))
     with keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
-        try:
-            while True:
-                shot = under_way.read(time.time())
-                due, size = time.monotonic() + every, None
-                while (rest := due - time.monotonic()) > 0:
-                    if console.size != size:
-                        size = console.size
-                        said, plain = nothing(shot, root, wanted), console.options.ascii_only
-                        lines = draw(shot, size.width, size.height - 1, said, plain)
-                        live.update(Group(*lines, Text("q leaves", style="dim")), refresh=True)
-                    if pressed(min(rest, BLINK)) in ("q", "Q", "\x03"):
-                        return
-        except KeyboardInterrupt:
-            return
-
-
-def leave(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)
+        while not asked:
+            shot = under_way.read(time.time())
+            due, size = time.monotonic() + every, None
+            while not asked and (rest := due - time.monotonic()) > 0:
+                if console.size != size:
+                    size = console.size
+                    said, plain = nothing(shot, root, wanted), console.options.ascii_only
+                    lines = draw(shot, size.width, size.height - 1, said, plain)
+                    live.update(Group(*lines, Text("q leaves", style="dim")), refresh=True)
+                if pressed(min(rest, BLINK)) in ("q", "Q", "\x03"):
+                    return
+    if asked[0] != signal.SIGINT:
+        raise SystemExit(128 + asked[0])
 
 
 @contextmanager

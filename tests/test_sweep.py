@@ -86,7 +86,7 @@ def test_a_run_that_is_named_twice_is_one_cell() -> None:
     ("words", "line"),
     [
         (["task=text,listop"], "task=listop is not one of image, listops,"),
-        (["attn=mra2,softmax", "attn.block_size=16"], "attn=softmax: unknown key 'attn.block_size' with the other"),
+        (["attn=mra2,softmax", "attn.block_size=16"], "attn=softmax: no key 'attn.block_size' with the other"),
         (["task=listops,text", "recipe=mlpen_tex"], "task=listops: recipe=mlpen_tex is not one of google_image,"),
         (["train.steps=5,4000"], "train.steps=5: train.warmup=1000 must be at least 2 and below train.steps=5"),
         (["train.lr=1,x"], "train.lr=x: Value 'x' of type 'str'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import time
 import webbrowser
@@ -45,6 +46,8 @@ def show(root: Path, port: int = 0, word: str = "view=trackio", wait: Callable[[
     port: 0 takes a free one. word: what asked for trackio, should it be missing. wait: sleeps between two looks.
     """
     demand(word)
+    # A shell that starts this in the background has told it to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     close: Callable[[], None] | None = None
     try:
         board = Board(root, Store(root / "trackio"))

@@ -24,8 +24,14 @@ dashboard: $(if $(filter trackio,$(view)),.venv/.dashboard,.venv/.ready) ## runs
 variants: .venv/.ready ## every attention: paper, cost, exact limit, parameters
 	@exec $(PY) -m lra.variants $(WORDS) $(ARGS)
 
-bench: .venv/.ready ## speed and memory:  make bench name=speed
+bench: .venv/.ready ## speed and memory:  make bench name=speed; the papers' studies:  make bench study=approximation size=small
 	@exec $(PY) -m benchmarks.$(BENCH) $(WORDS) $(ARGS)
+
+qkv: .venv/.ready ## q, k, v of a trained model, or generated ones, as a file for the studies
+	@exec $(PY) -m benchmarks.studies.qkv $(WORDS) $(ARGS)
+
+figures: .venv/.ready ## the figures of the studies, drawn from their CSV files
+	@exec $(PY) -m benchmarks.studies.figures $(WORDS) $(ARGS)
 
 kernels: .venv/.ready ## compile the kernels ahead of their first use: for CPUs, and for GPUs where nvcc is
 	@exec $(PY) -m csrc.zoo
@@ -88,7 +94,7 @@ help: ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep watch compare dashboard variants bench kernels data data-doctor setup test test-parity test-browser test-cluster test-gpu test-gpu-sanitizer \
+TARGETS := lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser test-cluster test-gpu test-gpu-sanitizer \
   check-cuda peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
@@ -98,7 +104,7 @@ CODE := lra attention_zoo csrc benchmarks tests
 # environment, where make would expand the `$` in them.
 GIVEN = $(foreach v,$(sort $(.VARIABLES)),$(if $(findstring command line,$(origin $v)),$v))
 QUOTE = '$(subst ','\'',$1)'
-NAMES := $(filter-out PYTHON ARGS MAKEFLAGS $(if $(filter bench,$(MAKECMDGOALS)),name),$(GIVEN))
+NAMES := $(filter-out PYTHON ARGS MAKEFLAGS $(if $(filter bench,$(MAKECMDGOALS)),name study),$(GIVEN))
 WORDS = $(foreach v,$(NAMES),$(call QUOTE,$v=$(value $v)))
 $(foreach v,$(NAMES),$(eval unexport $v))
 MAKEOVERRIDES :=
@@ -108,8 +114,14 @@ $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words
 
 BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 BENCH := $(if $(filter name,$(GIVEN)),$(value name),speed)
+STUDIES := approximation entropy efficiency
 ifneq (,$(filter bench,$(MAKECMDGOALS)))
-$(if $(filter $(BENCH),$(BENCHMARKS)),,$(error name=$(BENCH) is not a benchmark; there are $(BENCHMARKS)))
+ifneq (,$(filter study,$(GIVEN)))
+$(if $(filter $(value study),$(STUDIES)),,$(error study=$(value study) is not a study; there are $(STUDIES)))
+$(if $(filter name,$(GIVEN)),$(error name=$(BENCH) and study=$(value study): one of the two))
+BENCH := studies.$(value study)
+endif
+$(if $(filter $(BENCH),$(BENCHMARKS) $(STUDIES:%=studies.%)),,$(error name=$(BENCH) is not a benchmark; there are $(BENCHMARKS)))
 endif
 
 .venv/.peers: requirements-peers.lock .venv/.ready

@@ -131,6 +131,8 @@ def test_all_words_reach_python_together(ready: Path) -> None:
         ("data-doctor", ["lra.prepare", "--doctor"]),
         ("compare", ["lra.results"]),
         ("bench", ["benchmarks.speed"]),
+        ("qkv", ["benchmarks.studies.qkv"]),
+        ("figures", ["benchmarks.studies.figures"]),
     ],
 )
 def test_a_target_runs_its_module_with_the_words(ready: Path, target: str, module: list[str]) -> None:
@@ -148,6 +150,25 @@ def test_a_dashboard_in_the_browser_installs_what_it_needs_once(ready: Path) -> 
 
 def test_bench_takes_the_name_of_a_benchmark(ready: Path) -> None:
     assert passed(ready, "bench", "name=memory", "repeats=3") == ["-m", "benchmarks.memory", "repeats=3"]
+
+
+def test_bench_takes_the_name_of_a_study(ready: Path) -> None:
+    assert passed(ready, "bench", "study=entropy", "n=512") == ["-m", "benchmarks.studies.entropy", "n=512"]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["study=entropie"], "study=entropie is not a study; there are approximation entropy efficiency"),
+        (["study=entropy", "name=memory"], "name=memory and study=entropy: one of the two"),
+        (["study="], "study= is not a study; there are approximation entropy efficiency"),
+    ],
+)
+def test_bench_answers_a_wrong_study_in_one_line(ready: Path, words: list[str], answer: str) -> None:
+    done = make(ready, "bench", *words)
+    assert done.returncode == 2
+    assert answer in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_bench_lists_the_benchmarks_for_an_unknown_name(ready: Path) -> None:
@@ -201,7 +222,7 @@ def test_help_names_every_target_once(bare: Path) -> None:
     done = make(bare)
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
     expected = (
-        "lra sweep watch compare dashboard variants bench kernels data data-doctor setup test test-parity test-browser"
+        "lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser"
         " test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format clean help"
     )
     assert sorted(listed) == sorted(expected.split())

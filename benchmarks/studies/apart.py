@@ -7,15 +7,17 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from benchmarks.taken import reason
 
 OK, OUT_OF_MEMORY = "ok", "out of memory"
-# Imported once by the server that every measuring process is forked from.
-# torch itself imports its symbolic shapes in the first backward, which takes half a second in each process.
+# Imported once by the server that every measuring process is forked from. torch itself imports its symbolic
+# shapes in the first backward, which takes half a second in each process.
 PRELOADED = ["torch", "torch.fx.experimental.symbolic_shapes", "attention_zoo", "benchmarks.studies.contest"]
 # The share of the free memory that a work may take on a CPU before it is out of memory.
 ALLOWED = 0.85
@@ -28,8 +30,7 @@ def apart(work: Callable[..., Any], device: str, *given: Any) -> tuple[Any, tupl
 
     What it returns or None, the last entrant and part that it said to be at, and the result.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = served()
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_inside, args=(work, device, given, there), daemon=True)
     process.start()
@@ -51,6 +52,18 @@ def apart(work: Callable[..., Any], device: str, *given: Any) -> tuple[Any, tupl
         process.kill()
         process.join()
         here.close()
+
+
+def served() -> ForkServerContext:
+    """What makes processes that have everything imported; the server that makes them is deaf to Ctrl-C."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return context
 
 
 def _ending(code: int) -> str:

@@ -23,7 +23,7 @@ from benchmarks.studies.contest import OUT_OF_MEMORY, Entrant, Rules, Taken
 from benchmarks.studies.cores import Given, rounded, work
 from benchmarks.studies.errors import core_of, errors, exact
 from benchmarks.studies.inputs import QKV
-from benchmarks.studies.sweeps import SWEPT, Choice, sweep
+from benchmarks.studies.sweeps import Choice, sweep, swept
 
 # Section 5 of "Multi Resolution Analysis (MRA) for Approximate Self-Attention": the workload of each published value.
 PUBLISHED = {
@@ -70,10 +70,16 @@ def test_the_paper_s_fixed_parameters_are_set() -> None:
 
 
 def test_every_variant_but_softmax_is_swept() -> None:
-    assert set(SWEPT) == ZOO.keys() - {"softmax"}
+    assert set(swept()) == ZOO.keys() - {"softmax"}
 
 
-@pytest.mark.parametrize("attn", SWEPT)
+def test_an_attention_of_ones_own_is_measured_at_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ZOO, "mine", ZOO["linformer"])
+    assert swept()[-1] == "mine"
+    assert sweep("mine", 512) == [Choice("mine", "", 0, (), None, aims=True)]
+
+
+@pytest.mark.parametrize("attn", swept())
 def test_every_choice_runs_whatever_the_length(attn: str) -> None:
     for n in (1, 2, 31, 64, 100):
         qkv = some(n)
@@ -82,7 +88,7 @@ def test_every_choice_runs_whatever_the_length(attn: str) -> None:
             assert core_of(choice, qkv)(q, k, v).isfinite().all(), (choice, n)
 
 
-@pytest.mark.parametrize("attn", SWEPT)
+@pytest.mark.parametrize("attn", swept())
 def test_a_sweep_grows_and_stays_within_softmax_s_work(attn: str) -> None:
     for n in (1, 7, 100, 512, 2000, 4096, 2**16):
         chosen = sweep(attn, n)

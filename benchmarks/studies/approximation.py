@@ -20,7 +20,7 @@ from benchmarks.studies.contest import OK, Entrant, Rules, contest
 from benchmarks.studies.cores import Given, rounded, work
 from benchmarks.studies.errors import exact
 from benchmarks.studies.ledger import Ledger, Stamp, alone, folder_of, stamp
-from benchmarks.studies.sweeps import SWEPT, sweep
+from benchmarks.studies.sweeps import sweep, swept
 from lra.command import command
 from lra.words import choose
 
@@ -120,7 +120,7 @@ def run(options: dict[str, str]) -> int:
     """Measure what is missing, with a value for each of KEYS; returns the exit code."""
     extent = SIZES[choose("size", options["size"], tuple(SIZES))]
     lengths = [whole_number("lengths", text, least=1) for text in options["lengths"].split(",")]
-    names = choices("attn", options["attn"], SWEPT)
+    names = choices("attn", options["attn"], swept())
     rounds, seconds = (
         whole_number(key, str(auto) if options[key] == "auto" else options[key], least=1)
         for key, auto in (("rounds", extent.rounds), ("seconds", extent.seconds))

@@ -79,16 +79,25 @@ SWEEPS = {
     "h_transformer_1d": Sweep("block_size", 3, lambda log: log - 4, lambda value: 4.5 * value, least=1),
     "scatterbrain": Sweep("window", 4, lambda log: log - 2, float),
 }  # fmt: skip
-SWEPT: tuple[str, ...] = (*SWEEPS, "adamra")
+# Without a budget, and with weights that are not softmax's.
+ELSEWHERE = ("adamra",)
+
+
+def swept() -> list[str]:
+    """Every variant of the zoo that can be measured beside softmax; those without a line in SWEEPS come last."""
+    from attention_zoo import ZOO
+
+    return [*SWEEPS, *(name for name in ZOO if name not in (*SWEEPS, "softmax"))]
 
 
 def sweep(attn: str, n: int) -> list[Choice]:
     """The choices of a variant for inputs of n tokens, the smallest budget first; at least one, however short they are.
 
-    Lengths between powers of two have the values of the power below.
+    Lengths between powers of two have the values of the power below. A variant without a line in SWEEPS has one choice:
+    its defaults.
     """
-    if attn == "adamra":
-        return [Choice(attn, "", 0, (), None, aims=False)]
+    if attn not in SWEEPS:
+        return [Choice(attn, "", 0, (), None, aims=attn not in ELSEWHERE)]
     parameter, first, last, per_query, aims, fixed, least = SWEEPS[attn]
     high = max(last(n.bit_length() - 1), least)
     values = [2**power for power in range(min(first, high), high + 1)]

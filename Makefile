@@ -48,7 +48,7 @@ setup: .venv/.ready ## create .venv from requirements.lock (the other targets do
 	@$(PY) -c 'import sys; print("ready: Python %d.%d.%d in .venv" % sys.version_info[:3])'
 
 test: .venv/.ready ## run the tests:  make test ARGS='-k listops'
-	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 $(ARGS)
+	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-parity: .venv/.peers ## compare with the public implementations (installs them)
 	@exec $(PY) -m pytest -q -n logical --maxprocesses 8 -o addopts=--strict-markers tests/parity $(ARGS)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: words that are whole numbers, medians with their spread, CSV files."""
+"""What the benchmarks share: words that are whole numbers, medians with their spread, CSV files, tables."""
 
 from __future__ import annotations
 
@@ -44,3 +44,8 @@ def write_rows(file: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     """Write a CSV file whole or not at all, and say so."""
     save_rows(file, head, rows)
     print(f"written: {file}")
+
+
+def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.rows import grid
+from benchmarks.studies import pivots
 from lra.command import command
 from lra.files import write_text
 
@@ -28,10 +30,6 @@ def about(rows: Sequence[Row]) -> str:
     first = rows[0]
     shape = f"(B, H, D) = ({first['batch']}, {first['heads']}, {first['head_dim']})"
     return f"{first['device']}; torch {first['torch']}, {first['dtype']}, {shape}, commit `{first['commit'][:12]}`\n\n"
-
-
-def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
 
 
 def cores(rows: Sequence[Row]) -> str:
@@ -239,6 +237,11 @@ PAGES = {
     "speed.md": {"speed": cores, "step": steps, "step_parts": step_parts, "peers": peers},
     "data.md": {"pathfinder": generator, "preparing": preparing, "data": loading},
     "kernel.md": {"kernel": kernel, "kernel_cuda": kernel_cuda},
+    "studies.md": {
+        "studies/beside_approximation": pivots.layers,
+        "studies/beside_entropy": pivots.smoothed,
+        "studies/beside_efficiency": pivots.models,
+    },
 }
 
 

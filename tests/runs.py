@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tests import forks
+
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ("tokens_per_s", "peak_memory_mb", "seconds")
 TINY = (
@@ -28,19 +30,22 @@ def environment() -> dict[str, str]:
 
 def command(folder: Path, *words: str) -> list[str]:
     """The command line of a tiny run whose data and results stay in `folder`; later words win."""
+    return [sys.executable, *arguments(folder, *words)]
+
+
+def arguments(folder: Path, *words: str) -> list[str]:
+    """That command line without the Python at its beginning."""
     chosen = dict(
         word.partition("=")[::2] for word in (*TINY, f"data_dir={folder / 'data'}", f"run_dir={folder / 'run'}", *words)
     )
     if not chosen.get("attn", "mra2").startswith("mra2"):
         del chosen["attn.block_size"]
-    return [sys.executable, "-m", "lra.train", *(f"{key}={value}" for key, value in chosen.items())]
+    return ["-m", "lra.train", *(f"{key}={value}" for key, value in chosen.items())]
 
 
 def train(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command to its end and check its exit code."""
-    done = subprocess.run(
-        command(folder, *words), cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = forks.run(arguments(folder, *words), folder, environment())
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -2,20 +2,17 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lra.tasks import TASKS
-from tests.runs import environment, result, train
+from tests import forks
+from tests.runs import ROOT, environment, result, train
 
 
 def lra(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lra.train", *words],
-        env=environment() | env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return forks.run(["-m", "lra.train", *words], ROOT, environment() | env)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from benchmarks.speed import high_water
 from benchmarks.tables import kernel, kernel_cuda
 from benchmarks.taken import Wish, take
 
+from . import forks
+
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
@@ -64,8 +66,9 @@ def wish(device: str, out: Path, setting: Setting, families: tuple[str, ...], ro
 
 
 def test_a_run_on_a_cpu_writes_every_work_and_a_second_one_measures_nothing_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    forks.instead_of_spawned(monkeypatch)
     out = tmp_path / "deep" / "kernel.csv"
     words = ["device=cpu", "lengths=64", "against=reference,sdpa", "rounds=2", "threads=1", f"out={out}"]
     assert main(words) == 0
@@ -298,7 +301,11 @@ def test_torch_and_the_standard_library_are_enough(tmp_path: Path) -> None:
 import sys
 for name in ("numpy", "hydra", "omegaconf", "wandb", "tensorflow_datasets", "yaml", "rich", "matplotlib", "PIL"):
     sys.modules[name] = None
+from concurrent.futures import ThreadPoolExecutor
+from benchmarks import taken
 from benchmarks.kernel import main
+# A process that is spawned here could import them again.
+taken.ProcessPoolExecutor = lambda *_, **__: ThreadPoolExecutor(1)
 sys.exit(main({words!r}))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

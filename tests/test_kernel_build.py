@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from attention_zoo.ops import kernels
 from attention_zoo.ops.block_sparse import block_sparse_attention
 from csrc.build import SOURCES
 from csrc.zoo import KERNEL_FILES
+
+from . import forks
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,13 +62,7 @@ with kernels.use(sys.argv[1]):
 
 
 def in_a_new_process(word: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, word],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
+    return forks.run(["-c", PROGRAM, word], ROOT, {**os.environ, **environment})
 
 
 @pytest.mark.parametrize("word", ["auto", "cpu", "reference"])

@@ -242,21 +242,45 @@ def test_every_parameter_of_multi_head_learns(name: str) -> None:
         assert tensor.grad.abs().max() > 1e-4 or parameter == "project.k.bias", parameter
 
 
+def agrees_with_finite_differences(out: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether autograd finds the slopes of `out` at x (1, H, N, D), for three sums that weigh its every number.
+
+    All the steps away from x are one batch of examples. What is wrong of a gradient is in all three sums.
+    """
+    step = 1e-6
+    steps = step * torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape[1:])
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(3, *x.shape[1:], generator=generator, dtype=x.dtype).flatten(1)
+    with torch.no_grad():
+        differences = (out(x + steps) - out(x - steps)).flatten(1) @ weights.mT / (2 * step)
+    x = x.detach().requires_grad_()
+    (sums,) = out(x).flatten(1) @ weights.mT
+    slopes = [torch.autograd.grad(value, x, retain_graph=True)[0].flatten() for value in sums]
+    wrong = (torch.stack(slopes, 1) - differences).abs()
+    return bool((wrong <= 1e-6 + 1e-5 * differences.abs()).all())
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @variants
 def test_gradients_agree_with_finite_differences(name: str, masked: bool) -> None:
     core = build(name, seq_len=9, dim=3, **tiny(name.partition("+")[0])).double()
-    q, k, v = (x[:2, :, :, :3].detach().requires_grad_() for x in inputs(9, torch.float64))
-    mask = ragged(9)[:2] if masked else None
-    assert torch.autograd.gradcheck(lambda v: core(q.detach(), k.detach(), v, mask), [v])
-    chosen = [q, k] if "k" in core.reads else [q]
+    q, k, v = (x[:1, :, :, :3].detach() for x in inputs(9, torch.float64))
+    mask = ragged(9)[:1] & ragged(9)[1:2] if masked else None
 
-    def of_choices(*qk: Tensor) -> Tensor:
-        return core(qk[0], qk[-1] if "k" in core.reads else k.detach(), v.detach(), mask)
+    def out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch = max(len(q), len(k), len(v))
+        each = (x.expand(batch, *x.shape[1:]) for x in (q, k, v))
+        return core(*each, None if mask is None else mask.expand(batch, -1))
 
-    assert torch.autograd.gradcheck(of_choices, chosen, raise_exception=False) != core.surrogate_gradient
-    slopes = torch.autograd.grad(of_choices(*chosen).square().sum(), chosen)
-    assert all(slope.abs().max() > 0 for slope in slopes)
+    assert agrees_with_finite_differences(lambda v: out(q, k, v), v)
+    of_choices = [(lambda q: out(q, k, v), q)]
+    if "k" in core.reads:
+        of_choices.append((lambda k: out(q, k, v), k))
+    assert all(agrees_with_finite_differences(*each) for each in of_choices) != core.surrogate_gradient
+    for function, x in of_choices:
+        x = x.clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(function(x).square().sum(), x)
+        assert slopes.abs().max() > 0
 
 
 @variants
@@ -360,13 +384,15 @@ def test_the_variants_approximate_under_the_parameters_of_these_laws(name: str) 
         assert relative_error([found], [exact])[0] > 1e-2
 
 
+@pytest.mark.parametrize(("backend", "masked"), [("aot_eager", True), ("eager", False)])
 @variants
-def test_a_compiled_core_gives_the_same(name: str) -> None:
-    core, mask = build(name), ragged(63)
+def test_a_compiled_core_gives_the_same(name: str, backend: str, masked: bool) -> None:
+    # Each iteration is the same graph once more.
+    few = {"iterations": 2} if name in ("nystromformer", "soft") else {}
+    core, mask = build(name, **few), ragged(63) if masked else None
     torch.compiler.reset()
-    compiled = torch.compile(core, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(core, backend=backend, fullgraph=True)
     assert_close(run(compiled, inputs(63), mask), run(core, inputs(63), mask))
-    assert_close(run(compiled, inputs(63)), run(core, inputs(63)))
 
 
 @pytest.mark.parametrize("name", ZOO)

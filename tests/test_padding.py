@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from benchmarks.step import copies
 from csrc.build import SOURCES
 from lra.config import Model
 from lra.model import Classifier, transformer
+
+from . import forks
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -192,10 +193,7 @@ def test_the_probe_notices_a_wrong_copy(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def in_a_new_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | environment,
-    )  # fmt: skip
+    return forks.run(["-c", PROGRAM, *words], ROOT, {**os.environ, **environment})
 
 
 def test_softmax_with_a_mask_builds_and_loads_nothing() -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,7 +26,9 @@ from lra.ranks import VARIABLES, Place, Ranks, place, share
 from lra.run import Run, RunFolder
 from lra.tracker import RecordOnly, read_metrics
 from lra.words import WordError
-from tests.runs import command, environment, logits, records, result
+from tests import forks
+from tests.forks import Started
+from tests.runs import ROOT, arguments, environment, logits, records, result
 from tests.test_loop import config, first_token_data, limit_memory
 
 CPU = torch.device("cpu")
@@ -362,20 +362,16 @@ def test_processes_with_other_words_or_data_are_refused_by_key(monkeypatch: pyte
 
 def torchrun(folder: Path, *words: str, options: tuple[str, ...] = ("--standalone", "--nproc-per-node=2")) -> list[str]:
     """The command line of a tiny run on two processes; dropout is on, as a share of it must resume too."""
-    return [sys.executable, "-m", "torch.distributed.run", *options, *command(folder, *words)[1:]]
+    return ["-m", "torch.distributed.run", *options, *arguments(folder, *words)]
 
 
-def start(folder: Path, *words: str, **given: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        torchrun(folder, *words, **given), cwd=folder, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def start(folder: Path, *words: str, **given: Any) -> Started:
+    return Started(torchrun(folder, *words, **given), folder, environment())
 
 
 def signalled(folder: Path, signum: int, line: str, *words: str) -> tuple[int, str]:
     """Send the second process a signal the moment that the first prints `line`; torchrun's exit code, what was said."""
     with start(folder, *words) as process:
-        assert process.stdout
         seen = ""
         for printed in process.stdout:
             seen += printed
@@ -388,7 +384,7 @@ def signalled(folder: Path, signum: int, line: str, *words: str) -> tuple[int, s
         else:
             pytest.fail(f"no line with {line!r} in:\n{seen}")
         seen += process.stdout.read()
-    return process.returncode, seen
+    return process.code, seen
 
 
 def test_stopped_killed_and_resumed_processes_end_with_the_bits_of_two_nodes(tmp_path: Path) -> None:
@@ -401,8 +397,8 @@ def test_stopped_killed_and_resumed_processes_end_with_the_bits_of_two_nodes(tmp
         port = free.getsockname()[1]
     here = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
     with start(nodes, data, options=here) as first, start(nodes, data, "run_dir=none", options=here) as second:
-        said = [first.communicate()[0], second.communicate()[0]]
-    assert (first.returncode, second.returncode) == (0, 0), said
+        said = [first.stdout.read(), second.stdout.read()]
+    assert (first.code, second.code) == (0, 0), said
     # Who is the first node is for torchrun to say.
     (whole,) = (path for path in (nodes / "run", nodes / "none") if path.exists())
     assert sorted(text.count("2 processes") for text in said) == [0, 1]
@@ -424,8 +420,8 @@ def test_stopped_killed_and_resumed_processes_end_with_the_bits_of_two_nodes(tmp
     assert checkpoint.load(one / "run" / "checkpoint" / "last.pt", CPU)["state"]["step"] >= 24
 
     with start(one, data) as last:
-        said = [last.communicate()[0]]
-    assert last.returncode == 0, said
+        said = [last.stdout.read()]
+    assert last.code == 0, said
     assert records(one / "run") == records(whole)
     assert logits(one / "run").tobytes() == logits(whole).tobytes()
     assert {key: result(one / "run")[key] for key in ("test", "val", "train", "steps")} == {
@@ -435,8 +431,8 @@ def test_stopped_killed_and_resumed_processes_end_with_the_bits_of_two_nodes(tmp
 
 def test_what_is_wrong_is_told_once(tmp_path: Path) -> None:
     with start(tmp_path, "train.batch_size=1") as process:
-        said = process.communicate()[0]
-    assert process.returncode == 1
+        said = process.stdout.read()
+    assert process.code == 1
     assert [line for line in said.splitlines() if line.startswith("error:")] == [
         "error: train.batch_size=1 must be at least the 2 processes"
     ]
@@ -449,5 +445,5 @@ def test_one_process_asks_torch_for_no_group(tmp_path: Path) -> None:
         "import json, sys, torch.distributed as dist\nfrom lra.ranks import Place, join\n"
         "ranks = join(Place())\nprint(json.dumps([dist.is_initialized(), ranks.gather('step', 3), ranks.flat]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = forks.run(["-c", program], ROOT, environment())
     assert json.loads(done.stdout) == [False, [[3]], None]

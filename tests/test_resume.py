@@ -3,13 +3,13 @@
 import os
 import random
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.runs import command, environment, logits, records, result, train
+from tests.forks import Started
+from tests.runs import arguments, environment, logits, records, result, train
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start_and_signal(folder: Path, signums: int | tuple[int, ...], line: str, *words: str) -> tuple[int, str]:
     """Start the run, send signals the moment it prints a line with `line` in it; exit code and what it printed."""
-    with subprocess.Popen(
-        command(folder, *words), cwd=folder, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdout
+    with Started(arguments(folder, *words), folder, environment()) as process:
         seen = ""
         for printed in process.stdout:
             seen += printed
@@ -36,7 +32,7 @@ def start_and_signal(folder: Path, signums: int | tuple[int, ...], line: str, *w
         else:
             pytest.fail(f"no line with {line!r} in:\n{seen}")
         seen += process.stdout.read()
-    return process.returncode, seen
+    return process.code, seen
 
 
 def assert_same_run(run: Path, undisturbed: Path) -> None:

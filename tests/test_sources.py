@@ -5,8 +5,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,8 @@ from lra.tasks import TASKS, task
 from lra.tasks.archive import RELEASE
 from lra.tasks.base import Place, Task
 from lra.words import WordError
-from tests.runs import ROOT, command, environment, result
+from tests import forks
+from tests.runs import ROOT, arguments, environment, result
 from tests.test_prepare import AT, KEYS, SYNTHETIC, WITHOUT_TENSORFLOW, inside, run
 
 # The content of each synthetic source: another one means another version of the task.
@@ -123,15 +122,13 @@ def test_every_split_is_of_the_task(prepared: Prepared) -> None:
 
 
 def test_training_reads_it_without_tensorflow(prepared: Prepared, tmp_path: Path) -> None:
-    words = command(
+    _, _, *words = arguments(
         tmp_path, f"task={prepared.task.name}", f"data_dir={prepared.data_dir}", "attn=linformer",
-        f"model.seq_len={prepared.task.max_len}", "model.layers=1", "train.batch_size=16",
+        f"model.seq_len={prepared.task.max_len}", "model.layers=1", "model.dim=8", "train.batch_size=16",
         "train.steps=3", "train.warmup=2", "train.eval_every=3", "attn.rank=8",
     )  # fmt: skip
     code = f"import sys\n{WITHOUT_TENSORFLOW}\nfrom lra.train import main\nmain()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words[3:]], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
+    done = forks.run(["-c", code, *words], tmp_path, environment())
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = result(tmp_path / "run")
     assert (outcome["status"], outcome["steps"]) == ("finished", 3)

@@ -14,6 +14,8 @@ from lra.config import Model, Train
 from lra.loop import build
 from lra.tasks import TASKS
 
+from . import forks
+
 TINY = "model.seq_len=64 model.dim=16 model.head_dim=8 model.ffn=16 train.batch_size=4 train.steps=9 train.warmup=3"
 
 
@@ -28,7 +30,10 @@ def test_the_reference_is_measured_with_the_copies_of_torch() -> None:
     assert settings_of("softmax", KERNELS) == settings_of("mra2", [])
 
 
-def test_every_kernel_and_every_part_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kernel_and_every_part_gets_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forks.instead_of_spawned(monkeypatch)
     out = tmp_path / "step.csv"
     given = [
         "steps=1",

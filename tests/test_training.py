@@ -16,7 +16,7 @@ from lra.loop import build
 from lra.tasks.listops import VOCABULARY, generate
 
 ATTN = sorted((Path(__file__).resolve().parent.parent / "conf" / "attn").glob("*.yaml"))
-SEQ_LEN, BATCH, STEPS = 256, 4, 50
+SEQ_LEN, BATCH, STEPS = 128, 4, 16
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def documents() -> Split:
 
 
 @pytest.mark.parametrize("file", ATTN, ids=lambda file: file.stem)
-def test_fifty_steps_lower_the_loss(file: Path, documents: Split) -> None:
+def test_sixteen_steps_lower_the_loss(file: Path, documents: Split) -> None:
     words: dict[str, Any] = yaml.safe_load(file.read_text())
     config = Config(attn=words, model=Model(seq_len=SEQ_LEN, dropout=0.0), train=Train(steps=STEPS, warmup=5))
     model = build(config, vocab=len(VOCABULARY), classes=10)
@@ -38,11 +38,11 @@ def test_fifty_steps_lower_the_loss(file: Path, documents: Split) -> None:
 
     seen = np.arange(8 * BATCH)
     before = loss(seen).detach()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(STEPS):
         optimizer.zero_grad()
         loss(seen.reshape(-1, BATCH)[step % 8]).backward()
         optimizer.step()
     after = loss(seen).detach()
     assert after.isfinite()
-    assert after < before - 0.05
+    assert after < before - 0.1

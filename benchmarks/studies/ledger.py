@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import hashlib
+import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from benchmarks.rows import save_rows
+from lra.files import remove_parts
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "studies"
@@ -79,6 +84,24 @@ def folder_of(machine: Stamp) -> Path:
     return RESULTS / re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder while measuring: whoever comes second is told so, and would have disturbed the times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another study measures into {folder}; start this one when it has ended") from None
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        remove_parts(folder)
+        yield
+    finally:
+        os.close(lock)
+
+
 def now() -> str:
     """The date of a row."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -99,7 +122,8 @@ class Ledger(Generic[Row]):
         same = [
             row
             for row in read
-            if tuple(row) == self.fields and all(row[key] == str(getattr(machine, key)) for key in MACHINE)
+            if tuple(row) == self.fields
+            and all(row[key] == str(getattr(machine, key)) for key in MACHINE if key in self.fields)
         ]
         if len(same) < len(read):
             print(f"{len(read) - len(same)} rows of another source or machine in {file} are replaced")

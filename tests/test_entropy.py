@@ -70,7 +70,7 @@ def test_a_time_is_compared_within_its_own_rounds() -> None:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the approximation study has run; what would be processes are calls."""
     write_times(tmp_path, inputs())
-    monkeypatch.setattr(entropy, "SWEPT", ("mra2", "longformer", "nystromformer"))
+    monkeypatch.setattr(entropy, "swept", lambda: ["mra2", "longformer", "nystromformer"])
     monkeypatch.setattr(entropy, "sweep", swept)
     monkeypatch.setattr(entropy, "apart", called)
     return tmp_path

@@ -26,7 +26,7 @@ from benchmarks.studies.inputs import QKV, Size, heated, is_file, take
 from benchmarks.studies.ledger import Ledger, Stamp, alone, folder_of, now, stamp, text
 from benchmarks.studies.mass import entropies
 from benchmarks.studies.standings import NONE, Found, Known, Name, Point, name_of, table
-from benchmarks.studies.sweeps import SWEPT, Choice, sweep
+from benchmarks.studies.sweeps import Choice, sweep, swept
 from benchmarks.studies.temperatures import covered, gaps_of, heat, temperatures
 from lra.command import command
 from lra.words import choose
@@ -111,7 +111,7 @@ class Asked(NamedTuple):
 
     def choices(self, n: int) -> list[Choice]:
         """The configurations at a length: of named attentions all, else of those that aim at softmax."""
-        every = [choice for name in self.attn or SWEPT for choice in sweep(name, n)]
+        every = [choice for name in self.attn or swept() for choice in sweep(name, n)]
         return [choice for choice in every if self.attn or choice.aims]
 
 
@@ -136,7 +136,7 @@ def run(options: dict[str, str]) -> int:
     if options["rounds"] != "auto":
         whole_number("rounds", options["rounds"], least=1)
     asked = Asked(
-        choices("attn", options["attn"], SWEPT) if options["attn"] else [],
+        choices("attn", options["attn"], swept()) if options["attn"] else [],
         list(dict.fromkeys(choices("against", options["against"], tuple(RATIOS)))),
         list(dict.fromkeys(share(word) for word in options["budget"].split(","))),
         None if options["temperatures"] == "auto" else temperatures(options["temperatures"]),

@@ -238,6 +238,8 @@ PAGES = {
     "data.md": {"pathfinder": generator, "preparing": preparing, "data": loading},
     "kernel.md": {"kernel": kernel, "kernel_cuda": kernel_cuda},
     "studies.md": {
+        "studies/beside_leads": pivots.leads,
+        "studies/beside_crossover": pivots.crossovers,
         "studies/beside_approximation": pivots.layers,
         "studies/beside_entropy": pivots.smoothed,
         "studies/beside_efficiency": pivots.models,

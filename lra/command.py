@@ -27,7 +27,7 @@ def command(
     """Run `work` on the words of `python -m <module>` and return the exit code.
 
     `keys` maps each known key to its default and its line of help. A ValueError (WordError is one) ends with code 2,
-    an OSError with 1, each in one line.
+    an OSError with 1, Ctrl-C with 130, each in one line.
     """
     width = max(map(len, keys)) + 1
     lines = [f"  {key + '=':{width}}  {line} (default: {default or 'all'})" for key, (default, line) in keys.items()]
@@ -40,3 +40,6 @@ def command(
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

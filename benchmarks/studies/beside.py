@@ -14,6 +14,8 @@ from benchmarks.studies.published import published
 
 PUBLISHED = "published"
 NATS = (1, 3, 5, 7)
+# The shares of exact attention's time within which errors are compared.
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 # Where a row comes from: "published" or a machine's folder, and under what it was measured.
 ORIGIN = ("origin", "inputs", "inputs_sha256", "dtype", "softmax", "device", "torch", "note")
 Row = Mapping[str, Any]
@@ -194,7 +196,72 @@ def _curve(machine: Found, lines: Sequence[Line], methods: Mapping[str, str]) ->
         }
 
 
+def leads(machines: Sequence[Found]) -> Iterator[Row]:
+    """The smallest error that each variant reaches within a share of exact attention's time, where one is so fast.
+
+    Only of variants that aim at softmax. Published times are of layers, with projections, to unfused softmax.
+    """
+    rows = published("mra_approximation")
+    dense = {row["n"]: row.number("ms") for row in rows if row["attn"] == "eager"}
+    for n in dense:
+        timed = [(row, row.number("ms") / dense[n], row["keyword"]) for row in rows if row["n"] == n and row["keyword"]]
+        for found in _nearest(timed):
+            yield {"n": int(n), "against": "eager", **found, **of_paper(rows[0], "times of layers, with projections")}
+    for machine in machines:
+        groups: dict[tuple[str, ...], list[Line]] = {}
+        for line in machine.tables["approximation"]:
+            if line["aims"] == "True" and line["result"] == "ok" and line["attn"] not in ("softmax", "eager"):
+                groups.setdefault(tuple(line[key] for key in ("inputs", "inputs_sha256", "n", "dtype")), []).append(
+                    line
+                )
+        for lines in groups.values():
+            for against, key in (("softmax", "ratio"), ("eager", "ratio_eager")):
+                timed = [(line, line.number(key), line["parameter"]) for line in lines if line[key]]
+                for found in _nearest(timed):
+                    yield {"n": lines[0].whole("n"), "against": against, **found, **of_machine(machine, lines[0])}
+
+
+def _nearest(timed: Sequence[tuple[Line, float, str]]) -> Iterator[Row]:
+    for name in dict.fromkeys(line["attn"] for line, _, _ in timed):
+        for share in SHARES:
+            within = [
+                (error, line, ratio, parameter)
+                for line, ratio, parameter in timed
+                if line["attn"] == name and ratio <= share and (error := line.perhaps("error")) is not None
+            ]
+            if within:
+                error, line, ratio, parameter = min(within, key=lambda found: found[0])
+                value = line.whole("value") if line["value"] else None
+                yield {
+                    "share": share, "attn": name, "parameter": parameter, "value": value, "ratio": ratio, "error": error
+                }  # fmt: skip
+
+
+def crossovers(machines: Sequence[Found]) -> Iterator[Row]:
+    """From which length on each attention is ahead: as CAB has it, and of every machine's crossover.csv."""
+    for row in published("cab_crossover"):
+        for measure in ("time", "memory"):
+            yield {
+                "of": "core", "method": row["method"], "attn": row["attn"], "measure": measure, "rival": "eager",
+                "length": row.number(f"{measure}_length"), "origin": PUBLISHED, "device": f"device {row['device']}",
+                "dtype": row["dtype"], "softmax": row["against"],
+            }  # fmt: skip
+    own = ("of", "attn", "measure", "rival", "against", "rule")
+    for machine in machines:
+        for line in machine.tables["crossover"]:
+            found = {key: line.perhaps(key) for key in ("length", "ahead_from", "behind_at", "longest")}
+            yield {**{key: line[key] for key in own}, **found, **of_machine(machine, line)}
+
+
 TABLES = {
+    "beside_leads": Table(
+        "approximation", ("n", "against", "share", "attn", "parameter", "value", "ratio", "error"), leads
+    ),
+    "beside_crossover": Table(
+        "crossover",
+        ("of", "method", "attn", "measure", "rival", "against", "rule", "length", "ahead_from", "behind_at", "longest"),
+        crossovers,
+    ),
     "beside_approximation": Table(
         "approximation",
         ("n", "method", "attn", "parameter", "value", "time_layer", "time", "time_fused", "memory", "error"),

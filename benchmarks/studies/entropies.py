@@ -91,7 +91,8 @@ def _panel(axes: Axes, rows: Sequence[Line], panel: Panel, names: Sequence[str])
         f"n = {number(n)}, within {time} ms: {share}the time of {EXACT.get(against, plain(against))}", pad=26
     )
     axes.set_xlim(0, 1.02 * math.log(n))
-    there = [row for row in rows if row.perhaps("entropy") is not None and row.perhaps("error") is not None]
+    # An error that is no number stays: it makes a hole in its curve.
+    there = [row for row in rows if row.perhaps("entropy") is not None and row["error"]]
     without = sorted({row["attn"] for row in rows if not row["error"] and row.get("result", NONE) == NONE})
     if without:
         text = textwrap.fill(f"nothing within it: {', '.join(plain(name, 24) for name in without)}", 100)

@@ -170,7 +170,7 @@ def read(path: Path) -> QKV:
 def _broadcast(path: Path, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """(I, N) bool: the mask of every instance; each has a real token."""
     try:
-        whole = np.broadcast_to(mask, shape).reshape(-1, shape[-1])
+        whole = np.broadcast_to(mask, shape).reshape(-1, shape[-1]).copy()
     except ValueError:
         raise WordError(f"{path}: mask has the shape {mask.shape}, which does not broadcast to {shape}") from None
     if mask.shape[-1:] != shape[-1:]:

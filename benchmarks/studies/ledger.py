@@ -158,6 +158,9 @@ def text(value: Any) -> str:
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    """The lines of a CSV file; ValueError where it is no text."""
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            return list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is not a CSV file: {error}") from None

@@ -13,6 +13,7 @@ PUBLISHED = "published"
 SAME_LAYER = ("origin", "inputs", "inputs_sha256", "dtype")
 SAME_MODEL = ("origin", "rule", "dtype")
 SAME_CURVE = (*SAME_LAYER, "n", "against")
+SAME_CROSSING = (*SAME_MODEL, "of")
 MARK = "Published: fp32, GPU not named, unfused softmax, other inputs."
 
 
@@ -93,6 +94,79 @@ def smoothed(rows: Sequence[Row]) -> str:
         title = f"Within {float(share):g} of the time of exact attention"
         parts.append(f"{title}\n\n{captions(origins, SAME_CURVE, here, 'budget_ms')}\n{grid(head, lines)}")
     return f"{MARK} Published at n = 4,096.\n\n" + "\n".join(parts)
+
+
+def leads(rows: Sequence[Row]) -> str:
+    """A table for each origin, input and length: the smallest error of each attention within shares of the time."""
+    parts = []
+    for key in dict.fromkeys(_key(row, SAME_CURVE) for row in rows):
+        here = [row for row in rows if _key(row, SAME_CURVE) == key]
+        shares = sorted({row["share"] for row in here}, key=float)
+        cells = {(row["attn"], row["share"]): row for row in here}
+        least = {x: min(float(row["error"]) for row in here if row["share"] == x) for x in shares}
+        lines = []
+        for attn in sorted({row["attn"] for row in here}, key=lambda name: _standing(name, shares, cells)):
+            line = [code(attn)]
+            for x in shares:
+                row = cells.get((attn, x))
+                told = f"{number(row['error'])} at {row['value']}" if row else ""
+                line.append(f"**{told}**" if row and float(row["error"]) == least[x] else told)
+            lines.append(line)
+        head = ["attention", *(f"within {share_of(x)}" for x in shares)]
+        first = here[0]
+        exact = "unfused" if first["against"] == "eager" else "fused"
+        what = "Published, others' inputs" if first["origin"] == PUBLISHED else f"Inputs {cell(first['inputs'])}"
+        layer = f"; {cell(first['note'])}" if first["note"] else ""
+        where = "; ".join(cell(first[key]) for key in ("device", "torch", "dtype") if first[key])
+        title = f"{what}, n = {int(first['n']):,}, shares of {exact} softmax's time ({where}{layer})"
+        parts.append(f"{title}:\n\n{grid(head, lines)}")
+    facts = (
+        "The smallest relative error of a budget within the share of time, and that budget; bold: the column's least."
+    )
+    return f"{facts} Empty: no budget is so fast.\n\n" + "\n".join(parts)
+
+
+def _standing(attn: str, shares: Sequence[str], cells: dict[tuple[str, str], Row]) -> list[float]:
+    """The errors of an attention, at the largest share first, as what tables are sorted by."""
+    return [float(cells[attn, x]["error"]) if (attn, x) in cells else float("inf") for x in reversed(shares)]
+
+
+def share_of(text: str) -> str:
+    """1/8 for 0.125."""
+    share = float(text)
+    return f"1/{1 / share:.0f}" if share < 1 else "1"
+
+
+def crossovers(rows: Sequence[Row]) -> str:
+    """A table for each machine and batch: from which length on each attention is ahead of exact ones."""
+    published = {(row["attn"], row["measure"]): row["length"] for row in rows if row["origin"] == PUBLISHED}
+    measured = [row for row in rows if row["origin"] != PUBLISHED]
+    parts = []
+    for key in dict.fromkeys(_key(row, SAME_CROSSING) for row in measured):
+        here = [row for row in measured if _key(row, SAME_CROSSING) == key]
+        first, alone = here[0], here[0]["of"] == "core"
+        cells = {(row["attn"], row["measure"], row["rival"]): crossing(row) for row in here}
+        head = ["attention", "time, best exact", "time, unfused", "memory, best exact", "memory, unfused"]
+        head += ["CAB: time", "CAB: memory"] if alone else []
+        lines = []
+        for attn in dict.fromkeys(row["attn"] for row in here):
+            line = [cells.get((attn, x, rival), "") for x in ("time", "memory") for rival in ("best", "eager")]
+            theirs = [published.get((attn, x)) for x in ("time", "memory")] if alone else []
+            lines.append([code(attn), *line, *(f"{float(x):,.0f}" if x else "" for x in theirs)])
+        where = "; ".join(cell(first[key]) for key in ("device", "torch", "dtype") if first[key])
+        what = "The attention alone, forward and backward" if alone else "A whole training step of the model"
+        parts.append(f"{what}, {NAMED['rule'](first['rule'])} ({where}):\n\n{grid(head, lines)}")
+    facts = "CAB's lengths: against vanilla attention, dtype and device not named."
+    return f"{facts}\n\n" + "\n".join(parts)
+
+
+def crossing(row: Row) -> str:
+    """A crossover as a cell."""
+    if not row["ahead_from"]:
+        return f"never to {int(row['longest']):,}"
+    if not row["behind_at"]:
+        return f"always, from {int(row['ahead_from']):,}"
+    return f"{float(row['length'] or row['ahead_from']):,.0f}"
 
 
 def _key(row: Row, keys: Sequence[str]) -> tuple[str, ...]:

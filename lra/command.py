@@ -23,11 +23,12 @@ def command(
     keys: Mapping[str, tuple[str, str]],
     work: Callable[[dict[str, str]], int],
     words: Sequence[str] | None = None,
+    interrupted: str = "",
 ) -> int:
     """Run `work` on the words of `python -m <module>` and return the exit code.
 
     `keys` maps each known key to its default and its line of help. A ValueError (WordError is one) ends with code 2,
-    an OSError with 1, Ctrl-C with 130, each in one line.
+    an OSError with 1, Ctrl-C with 130, each in one line; `interrupted` says what Ctrl-C leaves behind.
     """
     width = max(map(len, keys)) + 1
     lines = [f"  {key + '=':{width}}  {line} (default: {default or 'all'})" for key, (default, line) in keys.items()]
@@ -41,5 +42,5 @@ def command(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted: {interrupted}" if interrupted else "interrupted", file=sys.stderr)
         return 130

@@ -208,11 +208,8 @@ def line(row: Row) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    try:
-        return command("benchmarks.studies.approximation", SUMMARY, KEYS, run, words)
-    except KeyboardInterrupt:
-        print("interrupted: what is measured is written, the same words go on with the rest", file=sys.stderr)
-        return 130
+    kept = "what is measured is written, the same words go on with the rest"
+    return command("benchmarks.studies.approximation", SUMMARY, KEYS, run, words, kept)
 
 
 if __name__ == "__main__":

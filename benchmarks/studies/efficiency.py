@@ -282,11 +282,8 @@ def print_tables(wish: Asked, rows: Sequence[dict[str, str]], found: Sequence[cr
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    try:
-        return command("benchmarks.studies.efficiency", "What every attention costs, by length.", KEYS, run, words)
-    except KeyboardInterrupt:
-        print("interrupted: every length that was printed is kept, and the same words go on behind it", file=sys.stderr)
-        return 130
+    kept = "every length that was printed is kept, and the same words go on behind it"
+    return command("benchmarks.studies.efficiency", "What every attention costs, by length.", KEYS, run, words, kept)
 
 
 if __name__ == "__main__":

@@ -341,11 +341,8 @@ def head_errors(say: Say, choice: Choice, qkv: QKV, exacts: Exact, dtype: str, p
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    try:
-        return command("benchmarks.studies.entropy", "Error against entropy at equal times.", KEYS, run, words)
-    except KeyboardInterrupt:
-        print("interrupted: what is computed is written, the same words go on with the rest", file=sys.stderr)
-        return 130
+    kept = "what is computed is written, the same words go on with the rest"
+    return command("benchmarks.studies.entropy", "Error against entropy at equal times.", KEYS, run, words, kept)
 
 
 if __name__ == "__main__":

@@ -143,13 +143,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     summary = "Queries, keys and values of a trained model, or generated ones, as a file for the studies."
     try:
-        return command("benchmarks.studies.qkv", summary, KEYS, run, words)
+        return command("benchmarks.studies.qkv", summary, KEYS, run, words, "a file is written whole or not at all")
     except MemoryError:
         print("error: no memory for inputs of this size", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; a file is written whole or not at all", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .base import Attention, whole
 from .functional import orthogonal_features
 from .ops.precision import LN2
 
-SHORTEST = 16  # tokens of a block, at least
+SHORTEST = 32  # tokens of a block, at least
 GROUP = 16  # blocks that a triangular matrix sums at once
 # Features and weights of one part of the heads: on a CPU about its cache.
 PART = {"cpu": 2**20}

@@ -66,7 +66,7 @@ class Pace:
     """About how long units take: guessed from a step of softmax, then corrected by those that are done."""
 
     # Seconds until a process that measures has begun.
-    start = 0.5
+    start = 0.2
 
     def __init__(self, rules: Rules) -> None:
         self.rules, self.expected, self.spent = rules, 0.0, 0.0
@@ -77,7 +77,7 @@ class Pace:
         instances, heads, n, _ = unit.qkv.q.shape
         softmax = self.step * instances * heads * (n / 1024) ** 2
         # Of softmax, of softmax with its weights in memory, and of a variant, forward and step.
-        others = [(0.4 + 700 / n) * softmax for choice in unit.choices if choice not in EXACT]
+        others = [(0.4 + 200 / n) * softmax for choice in unit.choices if choice not in EXACT]
         once = 1.4 * (softmax + 3 * softmax + sum(others))
         before = (2 + len(others)) * self.start + 3 * once
         return before + min(self.rules.rounds * once, max(self.rules.seconds, 3 * once))

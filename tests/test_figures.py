@@ -269,6 +269,34 @@ def test_smoothed_errors_stand_beside_the_published_ones(drawn: Path) -> None:
     assert (none["error"], none["note"]) == ("", "nothing within the budget")
 
 
+def test_the_least_error_within_a_share_is_that_of_the_best_budget_so_fast(drawn: Path) -> None:
+    made = [row for row in rows(drawn / "made-up" / "approximation.csv") if row["n"] == "4096"]
+    leads = [row for row in rows(drawn / "beside_leads.csv") if row["origin"] == "made-up" and row["n"] == "4096"]
+    assert {row["attn"] for row in leads}.isdisjoint({"softmax", "eager", "projections", "yoso", "soft", "reformer"})
+    for row in leads:
+        key = "ratio" if row["against"] == "softmax" else "ratio_eager"
+        its = [other for other in made if other["attn"] == row["attn"] and other["result"] == "ok"]
+        within = [float(other["error"]) for other in its if float(other[key]) <= float(row["share"])]
+        assert float(row["error"]) == pytest.approx(min(within), rel=1e-4)
+    fast = {(row["attn"], row["share"]) for row in leads if row["against"] == "softmax"}
+    assert ("mra2", "1") in fast
+    page = pivots.leads(rows(drawn / "beside_leads.csv"))
+    assert "Published, others' inputs, n = 4,096, shares of unfused softmax's time" in page
+    assert "| within 1/8 |" in page
+    # Published at 512: 0.736 and 0.804 of 0.860 ms.
+    assert "| `mra2_s` | **0.169 at 8** |\n| `mra2` | 0.284 at 4 |" in page
+
+
+def test_crossovers_stand_beside_cabs_lengths(drawn: Path) -> None:
+    page = pivots.crossovers(rows(drawn / "beside_crossover.csv"))
+    alone, model = page.split("A whole training step of the model")
+    line = next(line for line in alone.splitlines() if line.startswith("| `performer` |"))
+    assert line.endswith("| 2,361 | 37 |")
+    assert "| `linformer` | always, from 512 |" in alone
+    assert "| `scatterbrain` | never to 8,192 |" in model
+    assert "CAB: time" not in model
+
+
 def test_files_of_several_machines_are_columns_of_one_table(tmp_path: Path) -> None:
     for name, lengths in (("one", (512, 4096)), ("two", (512,))):
         save(tmp_path / name, "approximation", [row for n in lengths for row in approximation(n, device=name)])

@@ -250,6 +250,16 @@ def test_a_command_starts_without_the_packages_that_take_long(module: str) -> No
     assert loaded.isdisjoint({"torch", "wandb", "trackio", "tensorflow_datasets", "tensorflow", "matplotlib"})
 
 
+def test_a_wrong_word_is_answered_before_torch_is_imported() -> None:
+    run = "runpy.run_module('lra.train', run_name='__main__')"
+    wrong = (
+        f"import contextlib, runpy\nsys.argv = ['lra', 'attn=mra3']\nwith contextlib.suppress(SystemExit): {run}\npass"
+    )
+    loaded = loaded_by(wrong)
+    assert "hydra" in loaded
+    assert loaded.isdisjoint({"torch", "wandb", "tensorflow_datasets"})
+
+
 def test_training_loads_no_tensorflow_and_no_dataset_builder() -> None:
     loaded = loaded_by("import lra.loop, lra.data, lra.tracker")
     assert "torch" in loaded

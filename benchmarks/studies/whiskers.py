@@ -119,10 +119,10 @@ def _line(axes: Axes, row: Line, y: float, colour: str) -> None:
         axes.plot([left, right], [y, y], linewidth=1.6, alpha=0.6, marker="|", markersize=6, **style)
         if length:
             axes.plot([length], [y], "o", markersize=6, markeredgecolor="white", **style)
-    if row["against"]:
+    if before := [number(float(n)) for n in row.get("ahead_before", "").split()]:
+        said += f" · at {before[0]}{f' to {before[-1]}' if len(before) > 1 else ''} too"
+    elif row["against"]:
         said += f" · against {plain(row['against'], 24)}"
-    if before := row.get("ahead_before", ""):
-        said += f" · at {plain(before, 24)} too"
     axes.annotate(
         said, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", ha="left",
         va="center_baseline", fontsize=SMALL, color=FAINT, annotation_clip=False,

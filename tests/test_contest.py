@@ -138,6 +138,9 @@ def test_ctrl_c_ends_the_measuring_process_too(monkeypatch: pytest.MonkeyPatch) 
     started: list[Any] = []
 
     class Interrupted:
+        def send(self, given: Any) -> None:
+            pass
+
         def recv(self) -> Any:
             raise KeyboardInterrupt
 
@@ -160,7 +163,7 @@ def test_ctrl_c_ends_the_measuring_process_too(monkeypatch: pytest.MonkeyPatch) 
             pass
 
     class Context:
-        def Pipe(self, duplex: bool) -> tuple[Any, Any]:
+        def Pipe(self) -> tuple[Any, Any]:
             return Interrupted(), Interrupted()
 
     Context.Process = Process  # type: ignore[attr-defined]
@@ -242,10 +245,27 @@ def test_a_process_whose_parent_is_gone_ends_with_its_next_word(monkeypatch: pyt
     def leave(code: int) -> None:
         raise SystemExit(code)
 
+    def work(say: Any) -> None:
+        parent.close()
+        say("one", "step")
+
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     monkeypatch.setattr(processes.signal, "signal", lambda *given: None)
     monkeypatch.setattr(processes.os, "_exit", leave)
-    reading, there = processes.multiprocessing.Pipe(duplex=False)
-    reading.close()
+    parent, there = processes.multiprocessing.Pipe()
+    monkeypatch.setattr(there.__class__, "recv", lambda pipe: (work, ()))
     with pytest.raises(SystemExit, match="1"):
-        processes._inside(lambda say: say("one", "step"), "cuda", (), there)
+        processes._inside("cuda", there)
+
+
+def test_a_process_whose_parent_goes_before_it_says_what_to_do_ends_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setattr(processes.signal, "signal", lambda *given: None)
+    for sent in (b"", b"\x00\x00\x10\x00half of a message"):
+        parent, there = processes.multiprocessing.Pipe()
+        os.write(parent.fileno(), sent)
+        parent.close()
+        processes._inside("cpu", there)
+    assert capsys.readouterr().err == ""

@@ -31,12 +31,14 @@ def apart(work: Callable[..., Any], device: str, *given: Any) -> tuple[Any, tupl
     What it returns or None, the last entrant and part that it said to be at, and the result.
     """
     context = served()
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_inside, args=(work, device, given, there), daemon=True)
+    here, there = context.Pipe()
+    process = context.Process(target=_inside, args=(device, there), daemon=True)
     process.start()
     there.close()
     at: tuple[str, str] | None = None
     try:
+        # Not as arguments: a process that is cut off while it reads those ends with a traceback.
+        here.send((work, given))
         while True:
             kind, content = here.recv()
             if kind == "found":
@@ -73,8 +75,8 @@ def _ending(code: int) -> str:
     return f"does not run: {signal.Signals(-code).name}" if code < 0 else f"does not run: exit code {code}"
 
 
-def _inside(work: Callable[..., Any], device: str, given: tuple[Any, ...], pipe: Connection) -> None:
-    """The life of a measuring process."""
+def _inside(device: str, pipe: Connection) -> None:
+    """The life of a measuring process; what it is to do comes by the pipe."""
     # The process that waits for this one answers Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What is compiled is compiled here: torch's helpers would still be there while times are taken.
@@ -87,6 +89,10 @@ def _inside(work: Callable[..., Any], device: str, given: tuple[Any, ...], pipe:
             # It is gone, and nobody waits for what is measured here.
             os._exit(1)
 
+    try:
+        work, given = pipe.recv()
+    except (EOFError, OSError):
+        return
     if device == "cpu":
         _limit_memory()
     try:

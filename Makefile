@@ -59,6 +59,9 @@ test-gpu: .venv/.ready ## the tests that need a GPU
 test-browser: .venv/.dashboard ## the report and the dashboard in headless Chromium
 	@exec $(PY) -m tests.browser $(ARGS)
 
+test-faults: .venv/.ready ## every attack on runs, data and files in full, up to an hour:  make test-faults seed=7
+	@exec $(PY) -m tests.faults $(WORDS) $(ARGS)
+
 test-cluster: .venv/.ready ## a sweep on a real Slurm, set up on this machine and taken down again
 	@exec $(PY) -m tests.cluster $(ARGS)
 
@@ -94,7 +97,7 @@ help: ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser test-cluster test-gpu test-gpu-sanitizer \
+TARGETS := lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser test-faults test-cluster test-gpu test-gpu-sanitizer \
   check-cuda peers lint format clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python

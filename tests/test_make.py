@@ -133,6 +133,7 @@ def test_all_words_reach_python_together(ready: Path) -> None:
         ("bench", ["benchmarks.speed"]),
         ("qkv", ["benchmarks.studies.qkv"]),
         ("figures", ["benchmarks.studies.figures"]),
+        ("test-faults", ["tests.faults"]),
     ],
 )
 def test_a_target_runs_its_module_with_the_words(ready: Path, target: str, module: list[str]) -> None:
@@ -223,7 +224,7 @@ def test_help_names_every_target_once(bare: Path) -> None:
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
     expected = (
         "lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity"
-        " test-browser test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format clean help"
+        " test-browser test-faults test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format clean help"
     )
     assert sorted(listed) == sorted(expected.split())
     assert not (bare / "calls").exists()

@@ -34,7 +34,7 @@ KEYS = {
 }
 # What result.json says of a run's outcome; the rest says what the run stands on, and belongs to its configuration.
 OUTCOME = {"schema", "status", "test", "val", "train", "steps", "tokens_per_s", "train_seconds", "seconds"}
-OUTCOME |= {"peak_memory_mb", "config"}
+OUTCOME |= {"peak_memory_mb", "config", "files", "sha256"}
 # Seconds between two looks at the folder while the page is open.
 REFRESH_SECONDS = 5.0
 FILES = ("config.yaml", "metrics.jsonl", "result.json", "tracker.id")

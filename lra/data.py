@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lra.arrays import pieces
+from lra.seal import demand
 
 if TYPE_CHECKING:
     import torch
 
     from lra.tasks.base import Task
 
-SCHEMA = 1
+SCHEMA = 2
+# What a manifest of each schema has under this key is a sha256 over everything else in it; those of 1 had none.
+SEAL = "manifest_sha256"
 SPLITS = ("train", "val", "test")
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -101,9 +104,27 @@ def identity_sha256(splits: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def load(data_dir: str | Path, task: Task, source: str) -> Data:
+def content_hashes(data: Data, advance: Callable[[int], None] = lambda count: None) -> dict[str, str]:
+    """The content hash of every array, by names such as `train.tokens`."""
+    splits = {name: getattr(data, name)._asdict() for name in SPLITS}
+    return {
+        f"{name}.{key}": content_sha256(array, advance)
+        for name, split in splits.items()
+        for key, array in split.items()
+        if array is not None
+    }
+
+
+def recorded_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What a manifest says they are."""
+    splits = {name: manifest["splits"][name]["sha256"] for name in SPLITS}
+    return {f"{name}.{key}": hashes[key] for name, hashes in splits.items() for key in DTYPES if key in hashes}
+
+
+def load(data_dir: str | Path, task: Task, source: str, verify: bool = False) -> Data:
     """Map a prepared data set into memory and check that it is whole, without reading all of it.
 
+    verify: read all of it, and hold every array to its hash in the manifest.
     Raises DataMissing where there is none, ValueError naming the file where one is broken or not of this harness.
     """
     command = f"make data {task.words(source)} data_dir={data_dir}"
@@ -112,7 +133,10 @@ def load(data_dir: str | Path, task: Task, source: str) -> Data:
         raise DataMissing(f"{task.name} ({task.config(source)}) is not prepared in {path}: run {command}")
     try:
         manifest = _manifest(path / "manifest.json", task, source)
-        return Data(manifest, *(_split(path, name, manifest) for name in SPLITS))
+        data = Data(manifest, *(_split(path, name, manifest) for name in SPLITS))
+        if verify:
+            _verify(path, data)
+        return data
     except _Broken as error:
         raise ValueError(f"{error}: delete {path} and run {command}") from error
 
@@ -121,23 +145,43 @@ class _Broken(Exception):
     """A file is not what it should be; the message names it."""
 
 
+def _verify(path: Path, data: Data) -> None:
+    found = content_hashes(data)
+    for array, recorded in recorded_hashes(data.manifest).items():
+        if found[array] != recorded:
+            said = f"sha256 {found[array][:12]}, the manifest says {recorded[:12]}"
+            raise _Broken(f"{path / array}.npy is damaged ({said})")
+    if identity_sha256(data.manifest["splits"]) != data.manifest["sha256"]:
+        raise _Broken(f"{path / 'manifest.json'} is damaged (its sha256 is not the hash of its arrays' hashes)")
+
+
 def _manifest(file: Path, task: Task, source: str) -> dict[str, Any]:
-    expected = {"schema": SCHEMA, "task": task.name, "source": source, "options": task.options, "version": task.version}
+    expected = {"task": task.name, "source": source, "options": task.options, "version": task.version}
     try:
+        told = json.loads(file.read_text(encoding="utf-8"))
         # Where a task has no options, a manifest need not say so.
-        manifest = {"options": {}, **json.loads(file.read_text(encoding="utf-8"))}
+        manifest = {"options": {}, **told}
+        schema = manifest["schema"]
         found = {key: manifest[key] for key in expected}
         splits = [manifest["splits"][split] for split in SPLITS]
         numbers = [manifest["classes"], manifest["max_len"]]
         numbers += [split[key] for split in splits for key in ("examples", "documents", "tokens")]
         texts = [manifest["sha256"], *manifest["vocabulary"]]
         texts += [split["sha256"][key] for split in splits for key in ("tokens", "offsets", "labels")]
+        texts += [split["sha256"].get("pairs", "") for split in splits]
     except FileNotFoundError:
         raise _Broken(f"{file} is missing") from None
     except OSError as error:
         raise _Broken(f"{file} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Broken(f"{file} is not a manifest of this harness") from error
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise _Broken(f"{file} has schema {schema!r}, this version reads 1 to {SCHEMA}")
+    if schema > 1 or SEAL in told:
+        try:
+            demand(told, SEAL)
+        except ValueError as error:
+            raise _Broken(f"{file} {error}") from error
     if not all(type(number) is int for number in numbers) or not all(type(text) is str for text in texts):
         raise _Broken(f"{file} is not a manifest of this harness")
     if found != expected:

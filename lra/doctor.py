@@ -56,12 +56,7 @@ def doctor(facts: Task, source: str, data_dir: str | Path) -> None:
     watched = sys.stderr.isatty()
     with bar(sys.stderr, "reading", total, in_bytes=True, passing=True) if watched else nullcontext(_ignore) as advance:
         seen = {name: look(split, advance) for name, split in splits.items()}
-        found = {
-            f"{name}.{key}": data.content_sha256(array, advance)
-            for name, split in splits.items()
-            for key, array in split._asdict().items()
-            if array is not None
-        }
+        found = data.content_hashes(loaded, advance)
         what = "images" if _pixels(manifest) else "documents"
         answers = [*_floors(manifest, splits, seen), *duplicates(splits, seen, what), *facts.doctor(*loaded[1:])]
 
@@ -292,9 +287,7 @@ def _contradictions(splits: Mapping[str, Split], digests: Mapping[str, Sequence[
 
 
 def _verify(manifest: Mapping[str, Any], found: Mapping[str, str]) -> None:
-    recorded = {
-        f"{name}.{key}": value for name in data.SPLITS for key, value in manifest["splits"][name]["sha256"].items()
-    }
+    recorded = data.recorded_hashes(manifest)
     different = [array for array in recorded if found[array] != recorded[array]]
     if different:
         raise Mismatch(f"the content of {', '.join(different)} is not what the manifest records")

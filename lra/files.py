@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], keep: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step, synced to disk.
 
     Killed at any instant, this leaves the old file or the new one; an OSError (a full disk, say) leaves the old one.
+    keep: where the old file goes the instant before. Killed just then, it is there alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -22,13 +24,34 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
+        _replace(name, path, keep)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        # What goes wrong here is no news beside the first error.
+        with suppress(OSError):
+            Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+def _replace(name: str, path: Path, keep: Path | None) -> None:
+    if keep is None or not path.exists():
+        os.replace(name, path)
+        return
+    os.replace(path, keep)
+    try:
+        os.replace(name, path)
+    except BaseException:
+        if not path.exists():
+            with suppress(OSError):
+                os.replace(keep, path)
+        raise
+
+
+def spare(path: Path) -> Path:
+    """Where the spare of a file stands: the file of before, or a second copy."""
+    return path.with_name(f"{path.stem}.spare{path.suffix}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from attention_zoo.ops import kernels
 from lra import checkpoint, machine
 from lra.config import Config
+from lra.files import spare
 from lra.loop import build
 from lra.model import Classifier, parameter_count
 from lra.session import kernel_of
@@ -35,11 +34,8 @@ def model(config: Config) -> Classifier:
 
 
 def step(last: Path) -> int:
-    """The step of a checkpoint, 0 where it cannot be read."""
-    try:
-        return int(checkpoint.load(last, torch.device("cpu"))["state"]["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    """The step that a run goes on from, 0 where neither its last checkpoint nor the spare can be read."""
+    return checkpoint.look(last, checkpoint.LAST).step or checkpoint.look(spare(last), checkpoint.LAST).step
 
 
 def kernel(config: Config) -> str:

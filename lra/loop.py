@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lra.config import Config
 from lra.data import Batch, Data, Sampler, Split, collate
 from lra.endings import Diverged, OutOfMemory, Short, Stopped, StopSignal
 from lra.evaluation import Scores, evaluate, head, to_device
-from lra.files import write_atomically
+from lra.files import spare, write_atomically
 from lra.model import Classifier, transformer
 from lra.progress import Display
 from lra.ranks import ALONE, Ranks
@@ -318,6 +318,9 @@ class Trainer:
         self.record(record)
         self.display.evaluation(record, best)
         self.save()
+        # Its second copy is the best of before until the last checkpoint knows of the new one.
+        if best and self.ranks.first:
+            self.best()
 
     def save(self) -> None:
         """Write the last checkpoint; state that is not finite is never written over a good one."""
@@ -338,11 +341,12 @@ class Trainer:
                 "state": asdict(self.state),
                 "data_sha256": self.data.manifest["sha256"],
             },
+            keep=spare(self.run.last),
         )
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one; it must be of the same data."""
-        saved = self.read(self.run.last, must=False)
+        saved = self.read(self.run.last, lambda: checkpoint.last(self.run.last))
         if not saved:
             return
         if saved.get("data_sha256") != self.data.manifest["sha256"]:
@@ -357,10 +361,20 @@ class Trainer:
         self.state = State(**{"wall_seconds": saved["state"]["seconds"]} | saved["state"])
         if self.options.micro_batch != "auto":
             self.state.micro_batch = micro
+        # Now, and not after hours of training, a run hears that what it is to test is lost.
+        with self.ranks.agreeing():
+            if self.ranks.first:
+                self.best(self.state.evaluated)
 
-    def read(self, path: Path, must: bool = True) -> dict[str, Any]:
-        """The checkpoint that the first process has at `path`, on each; empty where there may be none and is none."""
-        content = self.ranks.from_first(lambda: path.read_bytes() if must or path.exists() else None)
+    def best(self, evaluated: int | None = None) -> bytes | None:
+        """The weights of the best step, both copies of them whole, where they are to be tested (checkpoint.best)."""
+        if self.options.select != "best" or not self.state.best_step:
+            return None
+        return checkpoint.best(self.run.best, self.state.best_step, evaluated)
+
+    def read(self, path: Path, find: Callable[[], bytes | None]) -> dict[str, Any]:
+        """The checkpoint that the first process finds, at `path` or its spare, on each; empty where it finds none."""
+        content = self.ranks.from_first(find)
         saved = {}
         with self.ranks.agreeing():
             saved = checkpoint.parse(content, path, self.device) if content is not None else {}
@@ -374,7 +388,7 @@ class Trainer:
     def conclude(self) -> tuple[Scores, Scores]:
         """Score the weights of `tested`: the whole test split, and as many training examples as validation has."""
         if self.options.select == "best":
-            self.model.load_state_dict(self.read(self.run.best)["model"])
+            self.model.load_state_dict(self.read(self.run.best, self.best)["model"])
         seen = head(self.data.train, len(self.data.val.labels))
         return self.score(self.data.test, "test"), self.score(seen, "train again")
 

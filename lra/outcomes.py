@@ -21,6 +21,7 @@ from typing import Any
 
 from lra.config import CIRCUMSTANCES
 from lra.folders import BROKEN, read_text, reason, run_folders, visible
+from lra.seal import demand_result, faulty
 
 SCHEMA = 1
 STATUSES = ("finished", "diverged", "out_of_memory", "interrupted")
@@ -34,7 +35,7 @@ class Run:
 
     config: the dotted keys and values that decide what a run computes; None where the result does not say them.
     declared: what the published set-up changes in the plain recipe; None where the result does not say it.
-    predictions: what is wrong with predictions.npz, empty where nothing is.
+    predictions, metrics: what is wrong with predictions.npz and metrics.jsonl, empty where nothing is.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Run:
     config: Mapping[str, Any] | None = field(default=None, hash=False)
     declared: Mapping[str, Any] | None = field(default=None, hash=False)
     predictions: str = ""
+    metrics: str = ""
 
     @property
     def split(self) -> str:
@@ -85,7 +87,7 @@ def collect(root: Path) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     problems: list[str] = []
     waiting: list[str] = []
-    predictions: dict[str, list[str]] = {}
+    faults: dict[str, list[str]] = {}
     for folder in run_folders(root, problems):
         name = visible(folder.relative_to(root).as_posix())
         # A link to nowhere is there, a file that was moved away since its folder was listed is not.
@@ -97,12 +99,13 @@ def collect(root: Path) -> tuple[list[Run], list[str]]:
         except BROKEN as error:
             problems.append(f"left out {name}/result.json: {reason(error)}")
             continue
-        if runs[-1].predictions:
-            predictions.setdefault(runs[-1].predictions, []).append(name)
+        for file, fault in (("predictions.npz", runs[-1].predictions), ("metrics.jsonl", runs[-1].metrics)):
+            if fault:
+                faults.setdefault(f"{file} {fault}", []).append(name)
     if waiting:
         problems.append(f"no result yet, running or killed ({_some(waiting)}; the same words again resume")
-    for what, names in predictions.items():
-        problems.append(f"predictions.npz {what} ({_some(names)}")
+    for what, names in faults.items():
+        problems.append(f"{what} ({_some(names)}")
     return runs, problems
 
 
@@ -125,6 +128,7 @@ def read_run(path: Path, name: str = "") -> Run:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"schema {reprlib.repr(found)}, this version reads {SCHEMA}")
+    demand_result(record)
     take = _Reader(record)
     status = take.text("status")
     if status not in STATUSES:
@@ -132,6 +136,7 @@ def read_run(path: Path, name: str = "") -> Run:
     finished = status == "finished"
     n = take.whole("test.n", at_least=1) if finished else 0
     config = take.mapping("config")
+    named = record.get("files", {}) if finished else {}
     return Run(
         path=path,
         name=name or visible(path.parent.name),
@@ -161,14 +166,18 @@ def read_run(path: Path, name: str = "") -> Run:
         git_commit="" if take.value("git_commit") is None else take.text("git_commit"),
         config=None if config is None else {key: value for key, value in config.items() if key not in CIRCUMSTANCES},
         declared=take.mapping("declared"),
-        predictions=faulty_predictions(path.with_name("predictions.npz"), n) if finished else "",
+        predictions=(
+            faulty_predictions(path.with_name("predictions.npz"), n, named.get("predictions.npz")) if finished else ""
+        ),
+        metrics=faulty(path.with_name("metrics.jsonl"), named["metrics.jsonl"]) if "metrics.jsonl" in named else "",
     )
 
 
-def faulty_predictions(path: Path, n: int) -> str:
+def faulty_predictions(path: Path, n: int, sha256: str | None = None) -> str:
     """What is wrong with the predictions of a test split of `n` items, empty where nothing is.
 
-    Only the header of the array is read, without numpy, which takes longer to import than everything else here.
+    sha256: what the file should have, where its result says so. Of the array only the header is read, without numpy,
+    which takes longer to import than everything else here.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -182,7 +191,9 @@ def faulty_predictions(path: Path, n: int) -> str:
         return "is missing"
     except (zipfile.BadZipFile, zlib.error, RuntimeError, *BROKEN, SyntaxError, LookupError, TypeError, EOFError):
         return "is broken"
-    return "" if found == n else f"holds {found:,} items of a test split of {n:,}"
+    if found != n:
+        return f"holds {found:,} items of a test split of {n:,}"
+    return faulty(path, sha256) if sha256 else ""
 
 
 def deviation(changed: Any, folder: str) -> str:

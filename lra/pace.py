@@ -15,6 +15,7 @@ import yaml
 
 from lra.folders import run_folders
 from lra.records import Name, last_record, name_of, number, whole
+from lra.seal import demand_result
 
 # What a run may change in its recipe and still take as long for each step. Steps are scaled, the source is asked for.
 FREE = frozenset(
@@ -157,6 +158,8 @@ def read_run(folder: Path, root: Path) -> tuple[Kind, Timed] | None:
     last = last_record(folder / "metrics.jsonl")
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if isinstance(result, dict):
+            demand_result(result)
     except FileNotFoundError:
         return under_way(folder, name_of(folder, root), last)
     except (OSError, ValueError, RecursionError):

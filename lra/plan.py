@@ -19,9 +19,11 @@ from rich.text import Text
 from lra.budget import excess
 from lra.cells import OVER_BUDGET
 from lra.config import Config, identity
+from lra.files import spare
 from lra.grid import Cell
 from lra.job import holder
 from lra.pace import Pace
+from lra.seal import demand_result
 from lra.table import say
 from lra.words import WordError
 
@@ -57,14 +59,18 @@ def standing(path: Path) -> Standing:
     """What a run's directory says of the run."""
     result: Any = None
     with contextlib.suppress(OSError, ValueError):
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        told = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        if isinstance(told, dict):
+            demand_result(told)
+            result = told
     status = result.get("status") if isinstance(result, dict) else None
     if status not in (FINISHED, DIVERGED) and (pid := holder(path)):
         return Standing(BUSY, pid=pid)
     if status in (FINISHED, *FAILED, INTERRUPTED):
         steps = result.get("steps")
         return Standing(status, steps if isinstance(steps, int) else 0, result)
-    return Standing(INTERRUPTED if (path / "checkpoint" / "last.pt").exists() else MISSING)
+    last = path / "checkpoint" / "last.pt"
+    return Standing(INTERRUPTED if last.exists() or spare(last).exists() else MISSING)
 
 
 def refuse_strangers(cell: Cell) -> None:

@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lra.intervals import wilson
+from lra.seal import demand_result, faulty
 from lra.tracker import Table
 
 # Rows of the table of single examples; of a larger split every so many-th one stands for the rest.
 ROWS = 2_000
+
+
+class Predictions(NamedTuple):
+    """What a run said of each example of its test split, in the split's order."""
+
+    logits: np.ndarray  # (E, classes) float32
+    predictions: np.ndarray  # (E,) int64
+    labels: np.ndarray  # (E,) uint8
+
+
+def read(folder: Path) -> Predictions:
+    """The predictions of the run in `folder`; a one-line ValueError where they are not those that its result names.
+
+    Those of a result from before results named their files are held to the checksums of the archive alone.
+    """
+    file, record = folder / "predictions.npz", folder / "result.json"
+    try:
+        result = json.loads(record.read_text(encoding="utf-8"))
+        demand_result(result)
+        named = result.get("files", {}).get("predictions.npz")
+    except FileNotFoundError:
+        raise ValueError(f"{record} is missing") from None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        said = str(error) if str(error).startswith("is damaged") else "is not a whole result"
+        raise ValueError(f"{record} {said}") from error
+    if fault := faulty(file, named) if named else "":
+        raise ValueError(f"{file} {fault}")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = Predictions(*(arrays[key] for key in Predictions._fields))
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing") from None
+    # numpy and zipfile raise nearly anything over foreign bytes.
+    except Exception as error:
+        raise ValueError(f"{file} is not the predictions of a run") from error
+    shapes = {found.predictions.shape, found.labels.shape, found.logits.shape[:1]}
+    if found.logits.ndim != 2 or len(shapes) > 1:
+        raise ValueError(f"{file} is not the predictions of a run")
+    return found
 
 
 def tables(

@@ -23,6 +23,7 @@ from lra import data
 from lra.bar import bar
 from lra.doctor import Mismatch, doctor
 from lra.files import sync_folder
+from lra.seal import sealed
 from lra.tasks import TASKS, task
 from lra.tasks.base import Place, Reading, Task, builder, pair_builder, parts
 from lra.words import WordError, parse
@@ -150,7 +151,7 @@ def _write(facts: Task, source: str, reading: Reading, records: Path, folder: Pa
             if pairs is not None and reading.pairs is not None:
                 _write_pairs(pairs, tfds_name, len(reading.pairs[tfds_name].labels), folder, name)
             splits[name] = _facts(_written(folder, name), facts.classes)
-    manifest = {
+    told = {
         "schema": data.SCHEMA,
         "task": facts.name,
         "source": source,
@@ -164,6 +165,7 @@ def _write(facts: Task, source: str, reading: Reading, records: Path, folder: Pa
         "splits": splits,
         "sha256": data.identity_sha256(splits),
     }
+    manifest = sealed(told, data.SEAL)
     with (folder / "manifest.json").open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()

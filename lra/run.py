@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,8 @@ from typing import IO, Any
 import yaml
 
 from lra.config import identity
-from lra.files import remove_parts, write_text
+from lra.files import remove_parts, spare, write_text
+from lra.seal import NAMED, demand_result, faulty, file_sha256, sealed
 from lra.words import WordError
 
 # What asks a run to stop with everything saved. SIGUSR2 is how a cluster announces the end of a job's time.
@@ -165,12 +167,37 @@ class Run(RunFolder):
         write_text(file, yaml.safe_dump(self.config, sort_keys=False))
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json says, or None where it is missing or not whole."""
-        with contextlib.suppress(OSError, ValueError):
-            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-            return result if isinstance(result, dict) and "status" in result else None
-        return None
+        """What result.json says; None where it is missing, and where a checkpoint can make again what is damaged.
+
+        One line on stderr tells what is damaged.
+        """
+        file = self.path / "result.json"
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(result, dict) or "status" not in result:
+                raise ValueError("is not a result")
+            demand_result(result)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            said = str(error) if str(error).startswith("is ") else "is not whole"
+            print(f"{file} {said}: the run goes on from its last checkpoint", file=sys.stderr)
+            return None
+        return None if result["status"] == "finished" and self.is_incomplete(result) else result
+
+    def is_incomplete(self, result: Mapping[str, Any]) -> bool:
+        """Whether predictions.npz is not the one that a finished result names, and can be made again."""
+        files = result.get("files", {})
+        faults = {name: faulty(self.path / name, files[name]) for name in NAMED if name in files}
+        again = bool(faults.get("predictions.npz")) and (self.last.exists() or spare(self.last).exists())
+        for name, fault in faults.items():
+            made = name == "predictions.npz" and again
+            outcome = "the last checkpoint makes it again" if made else "fresh=true runs the whole again"
+            if fault:
+                print(f"{self.path / name} {fault}: {outcome}", file=sys.stderr)
+        return again
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json in one step."""
-        write_text(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+        """Write result.json in one step, with the sha256 of the files beside it and of itself."""
+        files = {name: file_sha256(self.path / name) for name in NAMED if (self.path / name).exists()}
+        write_text(self.path / "result.json", json.dumps(sealed({**result, "files": files}), indent=1) + "\n")

@@ -33,6 +33,9 @@ from lra.tasks import task
 from lra.tracker import RecordOnly, Table, Tracker, open_tracker, read_metrics
 from lra.words import WordError
 
+# What of a result is no part of what trackers show beside a run's summary.
+NOT_SHOWN = ("config", "test", "val", "train", "files", "sha256")
+
 
 def go(config: Config, rival: Config, run: RunFolder, facts: dict[str, Any], ranks: Ranks) -> None:
     """Train and test, then write result.json. Ends in Failed (exit code 1) or SystemExit where there is no result.
@@ -97,7 +100,8 @@ def set_up(config: Config, run: RunFolder, ranks: Ranks = ALONE) -> Trainer:
     with ranks.agreeing():
         device = machine.pick_device(config.device, ranks.place.local, ranks.place.neighbours)
         dtype = machine.pick_dtype(config.train.dtype, device)
-        data = load(config.data_dir, task(config.task), config.task["source"])
+        # Neighbours share a disk, or what the machine keeps of it: one reads all, the others wait for its verdict.
+        data = load(config.data_dir, task(config.task), config.task["source"], verify=not ranks.place.local)
         check(config, data)
         model = model_of(config, data)
         # Refused before anything is written.
@@ -199,7 +203,7 @@ def open_view(config: Config, run: RunFolder, about: Mapping[str, Any]) -> Track
 
 def show_again(config: Config, run: Run, done: dict[str, Any]) -> None:
     """Show a run that ended before to the tracker: an agent of a W&B sweep waits for its numbers."""
-    known = {key: value for key, value in done.items() if key not in ("config", "test", "val", "train")}
+    known = {key: value for key, value in done.items() if key not in NOT_SHOWN}
     open_view(config, run, known).finish(summary(done), 0 if done["status"] == "finished" else 1)
 
 

@@ -188,17 +188,28 @@ def of_other_data(run: Path) -> None:
 
 
 LAST, BEST = "checkpoint/last.pt", "checkpoint/best.pt"
+LAST_SPARE, BEST_SPARE = "checkpoint/last.spare.pt", "checkpoint/best.spare.pt"
+
+
+def torn(run: Path) -> None:
+    for name in (LAST, LAST_SPARE):
+        (run / name).write_bytes(b"PK")
+
+
+def exchanged(run: Path) -> None:
+    for name in (LAST, LAST_SPARE):
+        shutil.copy(run / BEST, run / name)
 
 
 @pytest.mark.parametrize(
     ("damage", "wanted", "says"),
     [
         (without("config.yaml"), Wanted(), "is not the directory of a run: there is no"),
-        (without(BEST), Wanted(), "best.pt; checkpoint=last is there"),
-        (without(BEST, LAST), Wanted(), "best.pt; the run has kept nothing yet"),
-        (without(LAST), Wanted(), "result.json says which data the run was trained on"),
-        (lambda run: (run / LAST).write_bytes(b"PK"), Wanted("last"), "last.pt is not a whole checkpoint"),
-        (lambda run: shutil.copy(run / BEST, run / LAST), Wanted("last"), "the checkpoint of a run: it has no state"),
+        (without(BEST, BEST_SPARE), Wanted(), "best.pt; checkpoint=last is there"),
+        (without(BEST, BEST_SPARE, LAST, LAST_SPARE), Wanted(), "best.pt; the run has kept nothing yet"),
+        (without(LAST, LAST_SPARE), Wanted(), "result.json says which data the run was trained on"),
+        (torn, Wanted("last"), "last.pt is not a whole checkpoint"),
+        (exchanged, Wanted("last"), "the checkpoint of a run: it has no state"),
         (lambda run: (run / "config.yaml").write_text("- 1"), Wanted(), "is not readable as a configuration"),
         (edited("colour", "red"), Wanted(), "is not readable as a configuration"),
         (edited("task", {"name": "listops"}), Wanted(), "is not readable as a configuration ('source')"),
@@ -228,7 +239,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_known_by_its_result(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(softmax[0], run)
-    (run / LAST).unlink()
+    without(LAST, LAST_SPARE)(run)
     result = {"data_sha256": softmax[1].data.manifest["sha256"], "val": {"best_step": 1, "accuracy": 0.25}}
     (run / "result.json").write_text(json.dumps(result))
     found = capture(run, Wanted())

@@ -18,6 +18,7 @@ from matplotlib.image import imread
 
 from lra import arrays, data, doctor, prepare
 from lra.data import Split
+from lra.seal import sealed
 from lra.tasks import listops
 from tests.runs import ROOT, environment
 from tests.test_data import Toy, make_split, store
@@ -263,7 +264,7 @@ def test_an_array_of_other_content_is_named_after_the_answers(
 
 def test_a_false_identity_is_found(synthetic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = synthetic / "listops-synthetic" / "1.0.0" / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"sha256": "0" * 64}))
+    file.write_text(json.dumps(sealed(json.loads(file.read_text()) | {"sha256": "0" * 64}, data.SEAL)))
     assert prepare.main(["--doctor", SYNTHETIC, f"data_dir={synthetic}"]) == 1
     assert capsys.readouterr().err == "error: the sha256 of the manifest is not the hash of its arrays' hashes\n"
 

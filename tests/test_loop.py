@@ -378,7 +378,7 @@ def test_black_pixels_are_padding_where_they_are_asked_to_be(trainer: Any, tmp_p
 
 def test_an_image_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = picture_data()
-    monkeypatch.setattr("lra.session.load", lambda *_: data)
+    monkeypatch.setattr("lra.session.load", lambda *_, **__: data)
     short = config(model={"seq_len": 31})
     run = Run(tmp_path / "short", asdict(short))
     with pytest.raises(WordError, match=r"^model\.seq_len=31 must be at least 32: an image is never cut$"):

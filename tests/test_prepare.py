@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lra import data, prepare
+from lra.seal import digest
 from lra.tasks import TASKS, listops
 from lra.tasks.archive import RELEASE_ADDRESS
 from tests.runs import ROOT, environment
@@ -89,7 +90,7 @@ def test_the_manifest_tells_what_there_is(prepared: Path) -> None:
     loaded = data.load(prepared, LISTOPS, "synthetic")
     manifest = loaded.manifest
     assert {key: manifest[key] for key in ("schema", "task", "source", "version", "classes", "max_len")} == {
-        "schema": 1, "task": "listops", "source": "synthetic", "version": "1.0.0", "classes": 10, "max_len": 2000,
+        "schema": 2, "task": "listops", "source": "synthetic", "version": "1.0.0", "classes": 10, "max_len": 2000,
     }  # fmt: skip
     assert manifest["vocabulary"] == list(listops.VOCABULARY)
     assert manifest["provenance"] == {"seed": listops.SEED}
@@ -105,6 +106,7 @@ def test_the_manifest_tells_what_there_is(prepared: Path) -> None:
             key: data.content_sha256(getattr(split, key)) for key in ("tokens", "offsets", "labels")
         }
     assert manifest["sha256"] == data.identity_sha256(manifest["splits"])
+    assert manifest["manifest_sha256"] == digest(manifest, "manifest_sha256")
 
 
 def test_the_records_are_a_tfds_data_set(prepared: Path) -> None:

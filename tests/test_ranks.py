@@ -129,6 +129,26 @@ def losses(found: list[dict[str, Any]]) -> np.ndarray:
     return np.array([record["loss"] for record in found])
 
 
+def test_a_broken_checkpoint_is_found_by_the_first_process_and_all_go_on_from_the_spare(
+    run_on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, records = run_on(2, name="broken", log_every=8)
+    capsys.readouterr()
+    last = tmp_path / "broken" / "checkpoint" / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    trainers, found = run_on(2, name="broken", log_every=8)
+    assert [trainer.state.step for trainer in trainers] == [8, 8]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith(f"{last} is not a whole checkpoint (sha256 ")
+    assert losses(found).tolist() == losses(records).tolist()
+    for trainer in trainers:
+        for name, weight in trainer.model.state_dict().items():
+            assert torch.equal(weight, before[0].model.state_dict()[name])
+
+
 # Shares
 
 

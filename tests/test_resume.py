@@ -101,10 +101,11 @@ def test_the_same_words_again_report_the_finished_run_and_do_nothing(undisturbed
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_broken_checkpoint_is_one_line_that_names_it(tmp_path: Path, undisturbed: Path) -> None:
+def test_a_broken_checkpoint_without_a_spare_is_one_line_that_names_it(tmp_path: Path, undisturbed: Path) -> None:
     start_and_signal(tmp_path, signal.SIGTERM, "step 9/40")
     last = tmp_path / "run" / "checkpoint" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
+    last.with_name("last.spare.pt").unlink()
     failed = train(tmp_path, code=1)
     assert len(failed.stderr.splitlines()) == 1
     assert "last.pt is not a whole checkpoint" in failed.stderr

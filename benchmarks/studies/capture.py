@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +22,10 @@ from lra.attention import spelled
 from lra.commit import git_commit
 from lra.config import Config, Model, Train, digest
 from lra.data import Data, Split, collate, load
+from lra.files import spare
 from lra.model import Classifier, MultiHead
 from lra.run import RunFolder
+from lra.seal import demand_result
 from lra.session import check, first_core, model_of
 from lra.tasks import task
 from lra.words import WordError
@@ -115,33 +118,40 @@ def configured(path: Path) -> tuple[RunFolder, Config]:
 def weights(run: RunFolder, which: str) -> dict[str, Any]:
     """The checkpoint `best` or `last`: the weights are its `model`."""
     file = run.best if which == "best" else run.last
-    if not file.is_file():
-        others = [name for name, other in (("best", run.best), ("last", run.last)) if other.is_file()]
+    if not is_kept(file):
+        others = [name for name, other in (("best", run.best), ("last", run.last)) if is_kept(other)]
         instead = f"checkpoint={others[0]} is there" if others else "the run has kept nothing yet"
         raise WordError(f"there is no {file}; {instead}")
-    return opened(file, ("step", "model") if which == "best" else ("state", "model", "data_sha256"))
+    return opened(file, checkpoint.BEST if which == "best" else checkpoint.LAST)
+
+
+def is_kept(file: Path) -> bool:
+    """Whether there is a checkpoint or its spare."""
+    return file.is_file() or spare(file).is_file()
 
 
 def opened(file: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """A checkpoint with these keys."""
-    try:
-        saved = checkpoint.load(file, torch.device("cpu"))
-    except ValueError:
-        raise WordError(f"{file} is not a whole checkpoint") from None
-    if missing := [key for key in keys if key not in saved]:
-        raise WordError(f"{file} is not the checkpoint of a run: it has no {missing[0]}")
-    return saved
+    """A checkpoint with these keys; where it is broken or missing, its spare, and a line on stderr says so."""
+    found = checkpoint.look(file, keys)
+    if found.fault:
+        held = checkpoint.look(spare(file), keys)
+        if held.fault:
+            raise WordError(f"{file} {found.fault}")
+        print(f"{file} {found.fault}: taking {spare(file).name}, of step {held.step}", file=sys.stderr)
+        found, file = held, spare(file)
+    return checkpoint.parse(found.content, file, torch.device("cpu"))
 
 
 def history(run: RunFolder) -> dict[str, Any]:
     """What the run says of itself: the hash of its data, its best step and the validation accuracy there."""
-    if run.last.is_file():
+    if is_kept(run.last):
         saved = opened(run.last, ("state", "data_sha256"))
         best = {"best_step": saved["state"]["best_step"], "val_accuracy": saved["state"]["best_accuracy"]}
         return {"data_sha256": saved["data_sha256"], **best}
     file = run.path / "result.json"
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
+        demand_result(result)
         best = {"best_step": result["val"]["best_step"], "val_accuracy": result["val"]["accuracy"]}
         return {"data_sha256": str(result["data_sha256"]), **best}
     except (OSError, ValueError, KeyError, TypeError):

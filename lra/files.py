@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,9 +17,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Killed at any instant, this leaves the old file or the new one; an OSError (a full disk, say) leaves the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    file, name = _part(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +31,33 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+def _part(path: Path) -> tuple[IO[bytes], str]:
+    """A new temporary file beside `path`, and its name. Those that killed writers of `path` left are removed.
+
+    It is locked while it is open: an abandoned one is known by its lock, which nobody holds.
+    """
+    begins = f".{path.name}."
+    for left in os.listdir(path.parent):
+        if left.startswith(begins) and left.endswith(".part"):
+            _remove_abandoned(path.with_name(left))
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=begins, suffix=".part")
+        file = os.fdopen(descriptor, "wb")
+        # Where the file system has no locks, nobody removes anything.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Another writer may have taken it for abandoned before it was locked.
+        if os.fstat(descriptor).st_nlink:
+            return file, name
+        file.close()
+
+
+def _remove_abandoned(part: Path) -> None:
+    with suppress(OSError), part.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -96,7 +96,7 @@ def library(
         if not built.exists():
             if notice:
                 print(notice, file=sys.stderr, flush=True)
-            _build(built, ninja, recipe)
+            _build(built, ninja, recipe, lock.fileno())
     return built
 
 
@@ -172,8 +172,11 @@ def _answer(compiler: Sequence[str], question: str, language: str) -> str:
     return done.stdout
 
 
-def _build(built: Path, ninja: str, recipe: _Recipe) -> None:
-    """Compile and link with ninja, then put the library in place in one step."""
+def _build(built: Path, ninja: str, recipe: _Recipe, lock: int) -> None:
+    """Compile and link with ninja, then put the library in place in one step.
+
+    lock: the descriptor of the lock that is held.
+    """
     folder = built.parent
     # What a killed build has left would look finished to ninja.
     for left in folder.iterdir():
@@ -194,7 +197,8 @@ def _build(built: Path, ninja: str, recipe: _Recipe) -> None:
     (folder / "build.ninja").write_text(rules + "".join(edges), encoding="utf-8")
     log = folder / "log"
     with open(log, "w", encoding="utf-8") as output:
-        done = subprocess.run([ninja, "-C", str(folder)], stdout=output, stderr=subprocess.STDOUT)
+        # Compilers that outlive this process keep the lock: no other build begins while they still write.
+        done = subprocess.run([ninja, "-C", str(folder)], stdout=output, stderr=subprocess.STDOUT, pass_fds=[lock])
     if done.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         # A disk that is full shows first, and is named last.
@@ -202,6 +206,8 @@ def _build(built: Path, ninja: str, recipe: _Recipe) -> None:
         said += [line for line in lines if "error" in line or "fatal" in line]
         complaint = next(iter(said), lines[-1] if lines else "ninja said nothing")
         raise BuildError(f"{built.stem} does not compile: {complaint.strip()} (all of it: {log})")
+    with open(folder / part, "rb") as library:
+        os.fsync(library.fileno())
     os.replace(folder / part, built)
 
 

@@ -5,10 +5,13 @@ One for CPUs; and one for GPUs where nvcc is found, for which neither a GPU nor 
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from .build import SOURCES, BuildError, NoCompiler, existing, library
 
@@ -90,5 +93,15 @@ def main() -> int:
     return code
 
 
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End with one line; what is half compiled is compiled anew at its first use."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    print(f"stopped by {signal.Signals(number).name}: nothing half-built is used", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     sys.exit(main())

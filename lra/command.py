@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from lra.words import parse
+
+
+def answer_signals() -> None:
+    """Let SIGINT and SIGTERM end this process with one line and 128 + n, whatever it does, until it says otherwise.
+
+    For the first line of a command: what it imports may take a second.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +55,8 @@ def command(
     parser.add_argument("words", nargs="*", metavar="key=value", help="see keys below")
     given = parser.parse_args(words).words
     try:
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return work(parse(given, {key: default for key, (default, _) in keys.items()}))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

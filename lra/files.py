@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,14 +18,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], keep: Path |
     keep: where the old file goes the instant before. Killed just then, it is there alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    file, name = _part(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Open, and so locked, until it has its name.
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        _replace(name, path, keep)
+            os.chmod(name, 0o644)
+            _replace(name, path, keep)
     except BaseException as error:
         # What goes wrong here is no news beside the first error.
         with suppress(OSError):
@@ -52,6 +54,33 @@ def _replace(name: str, path: Path, keep: Path | None) -> None:
 def spare(path: Path) -> Path:
     """Where the spare of a file stands: the file of before, or a second copy."""
     return path.with_name(f"{path.stem}.spare{path.suffix}")
+
+
+def _part(path: Path) -> tuple[IO[bytes], str]:
+    """A new temporary file beside `path`, and its name. Those that killed writers of `path` left are removed.
+
+    It is locked while it is open: an abandoned one is known by its lock, which nobody holds.
+    """
+    begins = f".{path.name}."
+    for left in os.listdir(path.parent):
+        if left.startswith(begins) and left.endswith(".part"):
+            _remove_abandoned(path.with_name(left))
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=begins, suffix=".part")
+        file = os.fdopen(descriptor, "wb")
+        # Where the file system has no locks, nobody removes anything.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Another writer may have taken it for abandoned before it was locked.
+        if os.fstat(descriptor).st_nlink:
+            return file, name
+        file.close()
+
+
+def _remove_abandoned(part: Path) -> None:
+    with suppress(OSError), part.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

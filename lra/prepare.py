@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # Before everything else is imported, so that Ctrl-C has its one line then too.
+    from lra.command import answer_signals
+
+    answer_signals()
+
 import argparse
 import fcntl
 import io
@@ -105,7 +111,9 @@ def _build(facts: Task, source: str, data_dir: Path, path: Path) -> None:
         partial.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        _remove(partial, *records)
+        # What came when the data were in place already takes nothing away.
+        if partial.exists() or not path.exists():
+            _remove(partial, *records)
         raise
     finally:
         _remove(scratch)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # Before everything else is imported, so that Ctrl-C has its one line then too.
+    from lra.command import answer_signals
+
+    answer_signals()
+
 import sys
 import time
 from collections.abc import Sequence

@@ -199,5 +199,7 @@ class Run(RunFolder):
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json in one step, with the sha256 of the files beside it and of itself."""
-        files = {name: file_sha256(self.path / name) for name in NAMED if (self.path / name).exists()}
+        # A run that will go on writes more.
+        named = () if result["status"] == "interrupted" else NAMED
+        files = {name: file_sha256(self.path / name) for name in named if (self.path / name).exists()}
         write_text(self.path / "result.json", json.dumps(sealed({**result, "files": files}), indent=1) + "\n")

@@ -71,12 +71,15 @@ def _go(config: Config, rival: Config, run: RunFolder, facts: dict[str, Any], ra
         trainer.close()
         result = outcome(status, trainer, scores, about)
         if isinstance(run, Run):
+            if status == "interrupted":
+                run.finish(result)
             if scores:
                 trainer.write_predictions(scores[0])
-            run.finish(result)
-            if scores:
                 tracker.tables(tables_of(trainer, scores[0]))
             tracker.finish(summary(result), code)
+            # Last, as a run that has its result does nothing more: killed here, it would leave its view open for good.
+            if status != "interrupted":
+                run.finish(result)
             if status == "interrupted":
                 print(line, file=sys.stderr)
         # torchrun ends the others where one ends with an error: none goes before the first has written everything.

@@ -5,6 +5,12 @@ torch is imported after the words have been checked, so that a wrong word is ans
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # Before everything else is imported, so that Ctrl-C has its one line then too.
+    from lra.command import answer_signals
+
+    answer_signals()
+
 import os
 import signal
 import subprocess

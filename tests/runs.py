@@ -65,3 +65,12 @@ def logits(run: Path) -> np.ndarray:
 def result(run: Path) -> dict[str, Any]:
     """result.json."""
     return json.loads((run / "result.json").read_text())
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    """Fail unless two runs have the same records, test scores and results, bit for bit."""
+    assert records(run) == records(undisturbed)
+    np.testing.assert_array_equal(logits(run), logits(undisturbed))
+    ours, theirs = result(run), result(undisturbed)
+    for key in ("status", "test", "val", "train", "steps", "data_sha256", "params"):
+        assert ours[key] == theirs[key]

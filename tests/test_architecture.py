@@ -55,7 +55,7 @@ ARROWS = {
     "lra.data": "arrays seal tasks.base",
     "lra.pictures": "data files style",
     "lra.doctor": "arrays bar data pictures tasks.base",
-    "lra.prepare": "bar data doctor files seal tasks tasks.base words",
+    "lra.prepare": "bar command data doctor files seal tasks tasks.base words",
     # A run.
     "lra.config": "words",
     "lra.run": "config files seal words",
@@ -77,7 +77,7 @@ ARROWS = {
         " schedule shown tasks tracker words"
     ),
     "lra.compose": "config words",
-    "lra.train": "compose config data ranks run session tasks tasks.base tracker trackio_store words",
+    "lra.train": "command compose config data ranks run session tasks tasks.base tracker trackio_store words",
     # Runs under way, and how long those to come will take, from runs/ alone.
     "lra.records": "",
     "lra.pace": "folders records seal",

@@ -5,11 +5,10 @@ import random
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.forks import Started
-from tests.runs import arguments, environment, logits, records, result, train
+from tests.runs import arguments, assert_same_run, environment, records, result, train
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +32,6 @@ def start_and_signal(folder: Path, signums: int | tuple[int, ...], line: str, *w
             pytest.fail(f"no line with {line!r} in:\n{seen}")
         seen += process.stdout.read()
     return process.code, seen
-
-
-def assert_same_run(run: Path, undisturbed: Path) -> None:
-    assert records(run) == records(undisturbed)
-    np.testing.assert_array_equal(logits(run), logits(undisturbed))
-    ours, theirs = result(run), result(undisturbed)
-    for key in ("status", "test", "val", "train", "steps", "data_sha256", "params"):
-        assert ours[key] == theirs[key]
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from lra import tracker
 from lra.tracker import BEST, TRACKERS, Metrics, Table, Tracker, charted, open_tracker, read_metrics
+from tests.offline import Offline
 
 TRAIN = {
     "step": 10,
@@ -47,48 +47,6 @@ def opened(kind: str, folder: Path, history: tuple[dict[str, Any], ...] = ()) ->
     return open_tracker(
         kind, folder, "abc123", "lra", "mlpen/listops", "mra2/seed3", ["listops", "mra2"], config, history
     )
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """The protobuf records of a .wandb file: LevelDB's log format, blocks of 32 KiB behind a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2 as messages
-
-    parse: Any = messages.Record  # type: ignore[attr-defined]  # made at import, without type stubs
-    data, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 2**15 - at % 2**15 < 7:
-            at += 2**15 - at % 2**15
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):
-            yield parse.FromString(parts)
-            parts = b""
-
-
-def values(items: Any) -> dict[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-class Offline:
-    """What an offline run wrote."""
-
-    def __init__(self, path: Path) -> None:
-        records = list(wandb_records(path))
-        self.run = next(record.run for record in records if record.HasField("run"))
-        self.config = values(self.run.config.update)
-        self.history = [values(record.history.item) for record in records if record.HasField("history")]
-        self.summary: dict[str, Any] = {}
-        for record in records:
-            self.summary |= values(record.summary.update)
-        self.metrics = {
-            record.metric.name or record.metric.glob_name: record.metric
-            for record in records
-            if record.HasField("metric")
-        }
-        self.stats = [record.stats for record in records if record.HasField("stats")]
-        self.exit_codes = [record.exit.exit_code for record in records if record.HasField("exit")]
 
 
 def offline_runs(folder: Path) -> list[Offline]:

@@ -20,7 +20,7 @@ from lra.budget import excess
 from lra.cells import OVER_BUDGET
 from lra.config import Config, identity
 from lra.grid import Cell
-from lra.job import holder
+from lra.lock import holder
 from lra.pace import Pace
 from lra.table import say
 from lra.words import WordError

@@ -54,15 +54,16 @@ ARROWS = {
     "lra.data": "arrays tasks.base",
     "lra.pictures": "data files style",
     "lra.doctor": "arrays bar data pictures tasks.base",
-    "lra.prepare": "bar data doctor files tasks tasks.base words",
+    "lra.prepare": "bar command data doctor files tasks tasks.base words",
     # A run.
     "lra.config": "words",
-    "lra.run": "config files words",
+    "lra.lock": "",
+    "lra.run": "config files lock words",
     "lra.ranks": "run words",
     "lra.schedule": "config",
     "lra.model": "config",
     "lra.checkpoint": "files",
-    "lra.attention": "words",
+    "lra.attention": "config words",
     "lra.endings": "run",
     "lra.evaluation": "data endings machine ranks",
     "lra.loop": (
@@ -85,11 +86,11 @@ ARROWS = {
     "lra.watch": "command screen underway words",
     # Many runs.
     "lra.slurm": "",
-    "lra.job": "files slurm",
+    "lra.job": "files lock slurm",
     "lra.launch": "compose job words",
     "lra.forecast": "checkpoint config loop machine model session tasks words",
     "lra.grid": "compose config published tasks tracker trackio_store words",
-    "lra.plan": "budget cells config forecast grid job pace table words",
+    "lra.plan": "budget cells config forecast grid lock pace table words",
     "lra.outcome": "job plan table",
     "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
     # Results read runs/ only.

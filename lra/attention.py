@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from attention_zoo import ZOO, Attention, Convolved, Tiled
+from lra.config import LARGEST
 from lra.words import WordError, nearest
 
 # Words that every variant takes, with the values that leave it as it is.
@@ -30,6 +31,10 @@ def attention(words: Mapping[str, Any], heads: int, head_dim: int, seq_len: int)
     for key in own:
         if key not in takes:
             raise WordError(f"attn.{key}: {name} takes {', '.join([*takes, *WRAPS])}{nearest(key, [*takes, *WRAPS])}")
+    for key, value in words.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+                raise WordError(f"attn.{key}={value} must be at most {LARGEST}")
     conv, grid, tile = ({**WRAPS, **words}[key] for key in WRAPS)
     if (grid is None) != (tile is None):
         raise WordError(f"attn.grid={grid} and attn.tile={tile} come together, such as [32,32] and [4,8]")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from lra.words import parse
+from lra.words import one_line, parse
 
 
 def answer_signals() -> None:
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {one_line(message)}\n")
 
 
 def command(
@@ -59,7 +59,7 @@ def command(
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return work(parse(given, {key: default for key, (default, _) in keys.items()}))
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}" if interrupted else "interrupted", file=sys.stderr)

@@ -26,9 +26,12 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lra.config import Config, deviations, flat, run_path
-from lra.words import WordError, explain, nearest
+from lra.words import WordError, choose, explain, nearest, one_line
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# Groups of which a run may have a file or not.
+OPTIONAL = ("variant", "tune")
+GROUPS = ("task", "attn", "protocol", "recipe", *OPTIONAL)
 WRONG_WORDS = (WordError, HydraException, OmegaConfBaseException)
 PLAIN_SEED = re.compile(r"seed=\d+")
 # Hydra's own groups, which no run looks at and which take most of the time of a composition.
@@ -38,8 +41,7 @@ HYDRA_GROUPS = ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_lo
 def tell(error: Exception) -> int:
     """Print the one line that the user reads, return the exit code."""
     wrong = isinstance(error, WRONG_WORDS)
-    line = explain(error, known_keys) if wrong else str(error)
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {one_line(explain(error, known_keys) if wrong else str(error))}", file=sys.stderr)
     return 2 if wrong else 1
 
 
@@ -101,9 +103,38 @@ def planned(words: DictConfig, choices: dict[str, str], recipe: dict[str, Any]) 
     unknown = [key for key in flat(plain).keys() - flat(recipe).keys() if not key.startswith("attn.")]
     if unknown:
         raise WordError(f"unknown key {unknown[0]!r}{nearest(unknown[0], flat(recipe))}")
+    missing = [key for key in flat(recipe).keys() - flat(plain).keys() if not key.startswith("attn.")]
+    if missing:
+        raise WordError(f"{min(missing)!r} is taken away, and every run has one")
     config = to_config(words)
     changed = deviations(plain, recipe)
     return Planned(config, plain, choices, changed, path_of(config, choices, changed))
+
+
+def demand_words(words: Sequence[str]) -> None:
+    """WordError where a word is not one that Hydra should see: it would write where no run does, ignore it, or fall."""
+    groups = "|".join(GROUPS)
+    for word in words:
+        if re.search(r"\d{300}", word):
+            raise WordError(f"{word[:40]}... has a number of more than 300 digits")
+        if not word.isprintable():
+            raise WordError(f"{word!r} has characters that no word has")
+        if re.match(r"[+~]*=", word):
+            raise WordError(f"{word!r} is not of the form key=value")
+        if re.match(r"[+~]*hydra\b", word) or "${hydra:" in word:
+            raise WordError(f"{word!r} is Hydra's own, and not for a run; make sweep takes hydra/launcher=")
+        if (taken := re.match(rf"~({groups})\b(?!\.)", word)) and taken[1] not in OPTIONAL:
+            raise WordError(f"{word!r} takes away what every run has")
+        if group := re.match(rf"[+]*({groups})(@[^=]*)?=([-+.\d]|\[|.*\$\{{|(?i:null|nan|inf|true|false)$)", word):
+            raise WordError(f"{word!r} does not name a file of conf/{group[1]}")
+
+
+def demand_named(choices: Mapping[str, str | None]) -> None:
+    """WordError where a word chooses a file of an optional group that is not there; Hydra would leave it out."""
+    for group, usual in zip(OPTIONAL, ("{protocol}_{attn}", "{protocol}_{task}_{attn}"), strict=True):
+        name = choices.get(group)
+        if name and name != usual.format_map(choices):
+            choose(group, name, sorted(file.stem for file in (CONF / group).glob("*.yaml")))
 
 
 def path_of(config: Config, choices: dict[str, str], changed: dict[str, Any]) -> Path:
@@ -196,6 +227,7 @@ class Composer:
             left_out = [f"~hydra/{group}" for group in HYDRA_GROUPS]
             config = hydra.compose("config", overrides=[*groups, *left_out], return_hydra_config=True)
             names = config.hydra.runtime.choices
+            demand_named(names)
             choices = {group: str(names[group]) for group in ("task", "attn", "protocol")}
             with open_dict(config):
                 del config["hydra"]

@@ -23,6 +23,11 @@ PAIRINGS = ("products", "plain")
 SCHEDULES = ("onecycle", "rsqrt", "cosine")
 SELECTS = ("best", "last")
 
+# The largest size of anything in a model, and the most layers: beyond what any machine holds, a slip of the keyboard.
+LARGEST, LAYERS = 2**20, 1024
+# Beyond it a count is no longer exact where it is divided.
+MOST = 2**53
+
 # Keys that say where and how fast a run happens, never what it computes: they may change between two starts of a run.
 CIRCUMSTANCES = frozenset(
     {"data_dir", "run_dir", "tracker", "tracker_dir", "device", "kernel", "fresh"}
@@ -56,6 +61,8 @@ class Model:
     def __post_init__(self) -> None:
         for key in ("layers", "dim", "heads", "head_dim", "ffn", "seq_len"):
             require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "at least 1")
+            most = LAYERS if key == "layers" else LARGEST
+            require(getattr(self, key) <= most, f"model.{key}", getattr(self, key), f"at most {most}")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0 and below 1")
         choose("model.pooling", self.pooling, POOLINGS)
         choose("model.positions", self.positions, POSITIONS)
@@ -91,6 +98,8 @@ class Train:
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "eval_every", "log_every", "checkpoint_every"):
             require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
+        for key in ("steps", "batch_size", "warmup", "eval_every", "log_every", "checkpoint_every"):
+            require(getattr(self, key) <= MOST, f"train.{key}", getattr(self, key), "at most 2**53")
         require(0 < self.lr < float("inf"), "train.lr", self.lr, "above 0 and finite")
         choose("train.schedule", self.schedule, SCHEDULES)
         choose("train.select", self.select, SELECTS)
@@ -134,6 +143,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
+        for key in ("data_dir", "tracker_dir"):
+            require(bool(getattr(self, key)), key, getattr(self, key), "the name of a folder")
         choose("device", self.device, DEVICES)
         choose("kernel", self.kernel, KERNELS)
         pooling, grid = self.model.pooling, self.attn.get("grid")

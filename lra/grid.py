@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lra.compose import CONF, WRONG_WORDS, Composer, Planned, known_keys, softmax_words
+from lra.compose import CONF, WRONG_WORDS, Composer, Planned, demand_words, known_keys, softmax_words
 from lra.config import Config, identity
 from lra.published import task_name
 from lra.tasks import task
@@ -74,6 +74,7 @@ def key_of(word: str) -> str:
 
 def combinations(composer: Composer, words: Sequence[str]) -> list[list[str]]:
     """The words of every cell, in the order of the words, the first changing slowest, but seeds before all."""
+    demand_words(words)
     values: list[list[str]] = []
     for override in composer.parse(words):
         if not override.is_sweep_override():

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lra.files import write_text
+from lra.lock import holder
 from lra.slurm import Relay, in_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,16 +106,6 @@ def wait(process: subprocess.Popen[Any], asked: Callable[[], int]) -> int:
         if not told and (signum := asked()):
             process.send_signal(signum)
             told = True
-
-
-def holder(path: Path) -> str:
-    """The number of the process that trains in a run's directory, empty where there is none."""
-    with contextlib.suppress(OSError), (path / ".lock").open(encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return lock.read().strip() or "unknown"
-    return ""
 
 
 @contextlib.contextmanager

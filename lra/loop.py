@@ -43,6 +43,13 @@ def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Clas
         return transformer(core, size, vocab, classes, pairs)
     except (ValueError, TypeError) as error:
         raise WordError(f"attn={config.attn['name']}: {error}") from error
+    except RuntimeError as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        words = " ".join(
+            f"model.{key}={getattr(size, key)}" for key in ("layers", "dim", "heads", "head_dim", "ffn", "seq_len")
+        )
+        raise WordError(f"there is no memory for a model of {words} and attn={config.attn['name']}") from None
 
 
 def derived_seed(seed: int, purpose: object) -> int:

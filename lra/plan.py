@@ -21,7 +21,7 @@ from lra.cells import OVER_BUDGET
 from lra.config import Config, identity
 from lra.files import spare
 from lra.grid import Cell
-from lra.job import holder
+from lra.lock import holder
 from lra.pace import Pace
 from lra.seal import demand_result
 from lra.table import say

@@ -27,12 +27,13 @@ import numpy as np
 
 from lra import data
 from lra.bar import bar
+from lra.command import Parser
 from lra.doctor import Mismatch, doctor
 from lra.files import sync_folder
 from lra.seal import sealed
 from lra.tasks import TASKS, task
 from lra.tasks.base import Place, Reading, Task, builder, pair_builder, parts
-from lra.words import WordError, parse
+from lra.words import WordError, one_line, parse
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -319,7 +320,7 @@ def _stoppable() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     tasks = "\n".join(f"  {name}: {', '.join(kind.sources)}{_options(kind)}" for name, kind in TASKS.items())
     defaults = " ".join(f"{key}={value or TASKS[DEFAULTS['task']].sources[0]}" for key, value in DEFAULTS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lra.prepare",
         description="Prepare the data of a task, unless it is prepared already.",
         epilog=f"tasks and their sources, the default first, with their options:\n{tasks}\n\n"
@@ -358,10 +359,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts, source, data_dir = _task(arguments.words)
             (doctor if arguments.doctor else prepare)(facts, source, data_dir)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: data_dir={data_dir} cannot be used: {error}", file=sys.stderr)
+        print(f"error: data_dir={one_line(f'{data_dir} cannot be used: {error}')}", file=sys.stderr)
         return 1
     except Mismatch as error:
         print(f"error: {error}", file=sys.stderr)

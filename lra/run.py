@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 import yaml
 
+from lra import lock
 from lra.config import identity
 from lra.files import remove_parts, spare, write_text
 from lra.seal import NAMED, demand_result, faulty, file_sha256, sealed
@@ -69,7 +69,6 @@ class Run(RunFolder):
         super().__init__(path, config)
         self.aside: Path | None = None
         self.made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
         self.hold()
         try:
             if config["fresh"] and (path / "config.yaml").exists():
@@ -100,13 +99,13 @@ class Run(RunFolder):
 
     def withdraw(self) -> None:
         """Leave things as they were before this run came."""
-        for name in ("config.yaml", ".lock"):
+        for name in ("config.yaml", lock.NAME):
             (self.path / name).unlink(missing_ok=True)
-        if self.aside:
-            os.rename(self.aside, self.path)
-            print(f"put the old run back as {self.path}")
         with contextlib.suppress(OSError):
             # Another process may have come to need a folder of these.
+            if self.aside:
+                os.rename(self.aside, self.path)
+                print(f"put the old run back as {self.path}")
             for folder in self.made:
                 folder.rmdir()
 
@@ -121,18 +120,11 @@ class Run(RunFolder):
         return drawn
 
     def hold(self) -> None:
-        """Take the lock or name the process that has it; the kernel drops it when a process ends, however it ends."""
-        self.lock: IO[str] = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        """Take the lock or name the process that has it."""
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.lock.seek(0)
-            holder = self.lock.read().strip() or "unknown"
-            self.close()
-            raise Busy(f"{self.path} is being trained by process {holder}; wait for it or stop it") from None
-        self.lock.truncate(0)
-        self.lock.write(str(os.getpid()))
-        self.lock.flush()
+            self.lock: IO[str] = lock.take(self.path)
+        except lock.Held as held:
+            raise Busy(f"{self.path} is being trained by process {held}; wait for it or stop it") from None
 
     def put_aside(self) -> None:
         """Keep an old run as `<name>.old-<k>` and start with an empty directory."""
@@ -141,7 +133,6 @@ class Run(RunFolder):
             taken += 1
         os.rename(self.path, aside)
         self.aside = aside
-        self.path.mkdir()
         self.close()
         self.hold()
         print(f"kept the old run as {aside}")

@@ -15,16 +15,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lra.compose import CONF, WRONG_WORDS, compose, declared, planned, softmax_words, store_schema, tell, to_config
+from lra.compose import (
+    CONF,
+    WRONG_WORDS,
+    compose,
+    declared,
+    demand_named,
+    demand_words,
+    planned,
+    softmax_words,
+    store_schema,
+    tell,
+    to_config,
+)
 from lra.config import Config, flat
 from lra.data import folder
 from lra.ranks import join, let_first_tell, place
@@ -35,7 +48,9 @@ from lra.words import WordError, choose
 
 # Keys that need not be the same on all processes of a run: two machines may keep their files in different places.
 OWN = ("data_dir", "run_dir", "tracker", "tracker_dir")
-FAILURES = (Failed, Busy, ValueError, OSError)
+# Options of Hydra that would compose another program's configuration, or run code from a file.
+FOREIGN = ("config_path", "config_name", "experimental_rerun")
+FAILURES = (Failed, Busy, ValueError, OSError, *WRONG_WORDS)
 
 
 def main() -> None:
@@ -57,13 +72,32 @@ def main() -> None:
         compose_and(start_and_tell)
     except WRONG_WORDS as error:
         codes.append(tell_once(error))
+    except ValueError as error:
+        # What a run raises has been told: this is Hydra's own, over words that it has no better word for.
+        codes.append(tell_once(WordError(str(error))))
     raise SystemExit(max(codes))
 
 
 def compose_and(task: Callable[[DictConfig], None]) -> None:
     """Let Hydra read the command line and call `task` with each configuration that it names."""
+    refuse_what_no_run_takes(sys.argv[1:])
     store_schema()
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+
+
+def refuse_what_no_run_takes(given: Sequence[str]) -> None:
+    """WordError where an option is wrong, or a word is Hydra's own: it would write where no run does, or be ignored."""
+    parser = get_args_parser()
+    parser.error = wrong_option  # type: ignore[method-assign]
+    chosen = parser.parse_args(given)
+    for name in FOREIGN:
+        if getattr(chosen, name):
+            raise WordError(f"--{name.replace('_', '-')}={getattr(chosen, name)} is not for a run")
+    demand_words(chosen.overrides)
+
+
+def wrong_option(message: str) -> NoReturn:
+    raise WordError(f"{message}; --help shows what there is")
 
 
 def tell_once(error: Exception) -> int:
@@ -85,6 +119,7 @@ def start(words: DictConfig) -> None:
     """Hydra's task function: one run, from its checked words to its result."""
     groups = HydraConfig.get().runtime.choices
     choices = {group: str(groups[group]) for group in ("task", "attn", "protocol")}
+    demand_named(groups)
     config, plain, _, changed, path = planned(words, choices, compose(choices))
 
     from lra.tracker import TRACKERS

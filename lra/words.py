@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
@@ -14,6 +15,15 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `allowed`, or nothing where none is close."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def one_line(text: str, most: int = 380) -> str:
+    """A message as one line that a terminal can show, cut in its middle and in words that nobody would read."""
+    line = " ".join(
+        "".join(each if each.isprintable() or each.isspace() else repr(each)[1:-1] for each in text).split()
+    )
+    line = re.sub(r"\S{200,}", lambda long: f"{long[0][:120]}...{long[0][-20:]}", line)
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[5 - most // 2 :]}"
 
 
 def choose(key: str, value: str, allowed: Sequence[str]) -> str:
@@ -58,4 +68,5 @@ def explain(error: BaseException, known: Callable[[], Iterable[str]]) -> str:
         return f"unknown key {whole!r}{nearest(whole, keys) or '; --cfg job lists the keys'}"
     if key:
         return f"{said.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
-    return said
+    named = getattr(error, "full_key", None)
+    return f"{named}: {said}" if named and named not in said else said

@@ -58,12 +58,13 @@ ARROWS = {
     "lra.prepare": "bar command data doctor files seal tasks tasks.base words",
     # A run.
     "lra.config": "words",
-    "lra.run": "config files seal words",
+    "lra.lock": "",
+    "lra.run": "config files lock seal words",
     "lra.ranks": "run words",
     "lra.schedule": "config",
     "lra.model": "config",
     "lra.checkpoint": "files folders",
-    "lra.attention": "words",
+    "lra.attention": "config words",
     "lra.endings": "run",
     "lra.evaluation": "data endings machine ranks",
     "lra.loop": (
@@ -86,11 +87,11 @@ ARROWS = {
     "lra.watch": "command screen underway words",
     # Many runs.
     "lra.slurm": "",
-    "lra.job": "files slurm",
+    "lra.job": "files lock slurm",
     "lra.launch": "compose job words",
     "lra.forecast": "checkpoint config files loop machine model session tasks words",
     "lra.grid": "compose config published tasks tracker trackio_store words",
-    "lra.plan": "budget cells config files forecast grid job pace seal table words",
+    "lra.plan": "budget cells config files forecast grid lock pace seal table words",
     "lra.outcome": "job plan table",
     "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
     # Results read runs/ only.

@@ -396,7 +396,7 @@ def signalled(folder: Path, signum: int, line: str, *words: str) -> tuple[int, s
         for printed in process.stdout:
             seen += printed
             if line in printed:
-                first = int((folder / "run" / ".lock").read_text())
+                first = int((folder / "run" / ".lock").read_text().split()[0])
                 children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
                 (second,) = {int(child) for child in children} - {first}
                 os.kill(second, signum)

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from lra.files import write_atomically
+from lra.files import Demand, write_atomically
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors, numbers, strings and containers of them, in one step."""
+def save(path: Path, state: Mapping[str, Any], demand: Demand | None = None) -> None:
+    """Write tensors, numbers, strings and containers of them, in one step; `demand` as in lra.files."""
     # By way of memory, so that a full disk is an OSError and not one of the serializer's own.
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()), demand)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

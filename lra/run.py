@@ -17,7 +17,7 @@ from typing import IO, Any
 import yaml
 
 from lra.config import identity
-from lra.files import remove_parts, write_text
+from lra.files import naming, remove_parts, write_text
 from lra.words import WordError
 
 # What asks a run to stop with everything saved. SIGUSR2 is how a cluster announces the end of a job's time.
@@ -42,6 +42,9 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the directory."""
 
+    def demand(self) -> None:
+        """Raise Failed where the directory is no longer the one that this process holds."""
+
     @property
     def last(self) -> Path:
         return self.path / "checkpoint" / "last.pt"
@@ -60,7 +63,8 @@ class Run(RunFolder):
 
     Opening it refuses a directory that another process holds (Busy) or that another configuration owns (WordError
     with the keys that differ), and puts an old run aside where `fresh` is set. A new run that ends by an error before
-    it has anything to keep leaves no directory, and the old one in its place.
+    it has anything to keep leaves no directory, and the old one in its place. Where somebody takes the directory away
+    nothing more is written below its path: each file goes by `demand`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -68,15 +72,19 @@ class Run(RunFolder):
         self.aside: Path | None = None
         self.made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        self.hold()
+        try:
+            self.hold()
+        except OSError:
+            self.unmake()
+            raise
         try:
             if config["fresh"] and (path / "config.yaml").exists():
                 self.put_aside()
             self.claim()
             for folder in (path, path / "checkpoint"):
                 remove_parts(folder)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close_after(error)
             raise
 
     def __enter__(self) -> Run:
@@ -85,12 +93,35 @@ class Run(RunFolder):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and (self.made or self.aside) and self.is_empty():
-            self.withdraw()
-        self.close()
+        self.close_after(error)
+
+    def close_after(self, error: BaseException | None) -> None:
+        """Let go; where the run ended by an error, leave no empty directory, and say so if the directory was taken."""
+        try:
+            if error is None:
+                return
+            if not self.is_here():
+                if isinstance(error, OSError):
+                    self.demand()
+            elif (self.made or self.aside) and self.is_empty():
+                self.withdraw()
+        finally:
+            self.close()
 
     def close(self) -> None:
         self.lock.close()
+
+    def is_here(self) -> bool:
+        """Whether the path still leads to the directory whose lock this process holds."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.path / ".lock"))
+        return False
+
+    def demand(self) -> None:
+        if not self.is_here():
+            gone = "has been removed or renamed"
+            what = "is another directory now, or its .lock another file" if self.path.exists() else gone
+            raise Failed(f"{self.path} {what}: this run writes nothing more there; the same words start again")
 
     def is_empty(self) -> bool:
         """Whether nothing of a run is here, only what says whose directory it is."""
@@ -103,8 +134,11 @@ class Run(RunFolder):
         if self.aside:
             os.rename(self.aside, self.path)
             print(f"put the old run back as {self.path}")
+        self.unmake()
+
+    def unmake(self) -> None:
+        """Remove the folders that this run made and nobody has come to need."""
         with contextlib.suppress(OSError):
-            # Another process may have come to need a folder of these.
             for folder in self.made:
                 folder.rmdir()
 
@@ -115,22 +149,29 @@ class Run(RunFolder):
             if re.fullmatch(r"[0-9a-f]{16}", known := file.read_text(encoding="utf-8").strip()):
                 return known
         drawn = secrets.token_hex(8)
-        write_text(file, f"{drawn}\n")
+        write_text(file, f"{drawn}\n", self.demand)
         return drawn
 
     def hold(self) -> None:
         """Take the lock or name the process that has it; the kernel drops it when a process ends, however it ends."""
-        self.lock: IO[str] = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.lock.seek(0)
-            holder = self.lock.read().strip() or "unknown"
+        file = self.path / ".lock"
+        while True:
+            self.lock: IO[str] = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.lock.seek(0)
+                holder = self.lock.read().strip() or "unknown"
+                self.close()
+                raise Busy(f"{self.path} is being trained by process {holder}; wait for it or stop it") from None
+            # Whoever held it may have removed it on leaving.
+            if self.is_here():
+                break
             self.close()
-            raise Busy(f"{self.path} is being trained by process {holder}; wait for it or stop it") from None
-        self.lock.truncate(0)
-        self.lock.write(str(os.getpid()))
-        self.lock.flush()
+        with naming(file):
+            self.lock.truncate(0)
+            self.lock.write(str(os.getpid()))
+            self.lock.flush()
 
     def put_aside(self) -> None:
         """Keep an old run as `<name>.old-<k>` and start with an empty directory."""
@@ -162,7 +203,7 @@ class Run(RunFolder):
                     f"{self.path} holds a run with another configuration: {', '.join(differ)}; "
                     "choose another run_dir, or fresh=true puts that run aside"
                 )
-        write_text(file, yaml.safe_dump(self.config, sort_keys=False))
+        write_text(file, yaml.safe_dump(self.config, sort_keys=False), self.demand)
 
     def result(self) -> dict[str, Any] | None:
         """What result.json says, or None where it is missing or not whole."""
@@ -173,4 +214,4 @@ class Run(RunFolder):
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json in one step."""
-        write_text(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+        write_text(self.path / "result.json", json.dumps(result, indent=1) + "\n", self.demand)

@@ -30,7 +30,7 @@ ARROWS = {
     "lra.intervals": "",
     "lra.budget": "",
     "lra.progress": "",
-    "lra.tracker": "trackio_store trackio_view",
+    "lra.tracker": "files trackio_store trackio_view",
     "lra.trackio_store": "words",
     "lra.trackio_view": "trackio_store",
     "lra.shown": "",
@@ -91,7 +91,7 @@ ARROWS = {
     "lra.grid": "compose config published tasks tracker trackio_store words",
     "lra.plan": "budget cells config forecast grid job pace table words",
     "lra.outcome": "job plan table",
-    "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
+    "lra.sweep": "command compose data files grid job launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
     "lra.outcomes": "config folders",
     "lra.published": "",

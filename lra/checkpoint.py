@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lra.files import spare, sync_folder, write_atomically
+from lra.files import Demand, spare, sync_folder, write_atomically
 from lra.folders import reason
 
 HEADER = re.compile(rb"lra checkpoint 1 ([0-9a-f]{64})\n")
@@ -39,13 +39,13 @@ class Copy(NamedTuple):
     fault: str = ""
 
 
-def save(path: Path, state: Mapping[str, Any], keep: Path | None = None) -> None:
-    """Write tensors, numbers, strings and containers of them, in one step. keep: where the present file goes."""
+def save(path: Path, state: Mapping[str, Any], demand: Demand | None = None, keep: Path | None = None) -> None:
+    """Write tensors, numbers, strings and containers of them, in one step; `demand` and `keep` as in lra.files."""
     # By way of memory, so that a full disk is an OSError and not one of the serializer's own.
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     header = f"lra checkpoint 1 {hashlib.sha256(buffer.getbuffer()).hexdigest()}\n".encode()
-    write_atomically(path, lambda file: file.writelines((header, buffer.getbuffer())), keep=keep)
+    write_atomically(path, lambda file: file.writelines((header, buffer.getbuffer())), demand, keep)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def last(path: Path) -> bytes | None:
     return before.content
 
 
-def best(path: Path, step: int, evaluated: int | None = None) -> bytes | None:
+def best(path: Path, step: int, evaluated: int | None = None, demand: Demand | None = None) -> bytes | None:
     """The checkpoint of the best step so far, `step`, whichever copy has it; the other copy is made again from it.
 
     evaluated: where a run goes on, its last evaluation. Both copies may then be of a later one, which comes again and
@@ -155,7 +155,7 @@ def best(path: Path, step: int, evaluated: int | None = None) -> bytes | None:
         if copy.fault and (place == path or place.exists()):
             _tell(f"{place} {copy.fault}: made again from {other.name}")
         if copy.content != good.content:
-            write_atomically(place, lambda file: file.write(good.content))
+            write_atomically(place, lambda file: file.write(good.content), demand)
     return good.content
 
 

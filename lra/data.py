@@ -222,6 +222,9 @@ def _array(file: Path, dtype: np.dtype[Any], ndim: int) -> np.ndarray:
         array = np.lib.format.open_memmap(file, mode="r")
     except FileNotFoundError:
         raise _Broken(f"{file} is missing") from None
+    except OSError as error:
+        # A disk that fails, or too many open files: the array may be whole.
+        raise OSError(error.errno, error.strerror, str(file)) from error
     except Exception as error:  # the header is parsed as Python: a broken one raises nearly anything
         raise _Broken(f"{file} is not a whole .npy array") from error
     if array.dtype != dtype or array.ndim != ndim or array.size == 0:

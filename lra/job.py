@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
 # Seconds between two looks at whether the sweep is still there and wants the cell to go on.
 LOOK = 0.5
-# What stands in `<cell>.ended` beside the exit codes of lra.train.
+# What stands in `<cell>.ended` beside the exit codes of lra.train, and beside what a cell could not begin for.
 BUSY, STOPPED = "busy", "stopped"
 
 
@@ -54,19 +55,32 @@ def work(config: Any) -> None:
             return int((folder / "stop").read_text())
         return 0
 
+    def tell(name: str, **told: Any) -> None:
+        write_text(folder / f"{index}.{name}", json.dumps(told), lambda: demand(folder))
+
     began = time.time()
-    write_text(folder / f"{index}.begun", json.dumps({"began": began}))
+    tell("begun", began=began)
     if asked():
         outcome: int | str = STOPPED
     elif holder(path):
         outcome = BUSY
     else:
-        with cores(sheet["threads"] if sheet["pin"] else 0) as mine:
-            outcome = run_cell(cell["words"], path / "log.txt", Path(sheet["cwd"]), sheet["threads"], mine, asked)
-    write_text(folder / f"{index}.ended", json.dumps({"outcome": outcome, "seconds": time.time() - began}))
+        try:
+            with cores(sheet["threads"] if sheet["pin"] else 0) as mine:
+                outcome = run_cell(cell["words"], path / "log.txt", Path(sheet["cwd"]), sheet["threads"], mine, asked)
+        except OSError as error:
+            # It has not begun: no room for its log, say. The next cell may stand on another disk.
+            outcome = str(error)
+    tell("ended", outcome=outcome, seconds=time.time() - began)
     if sheet["local"] and os.getppid() != parent:
         # A worker of joblib would wait for a sweep that is no more.
         os._exit(1)
+
+
+def demand(folder: Path) -> None:
+    """Raise an OSError where the folder of the sweep has been taken away."""
+    if not (folder / "cells.json").exists():
+        raise FileNotFoundError(errno.ENOENT, "the folder of the sweep has been removed or renamed", str(folder))
 
 
 def run_cell(
@@ -114,22 +128,30 @@ def cores(count: int) -> Iterator[list[int]]:
     held: list[tuple[int, IO[str]]] = []
     folder = Path(tempfile.gettempdir(), f"lra-cores-{os.getuid()}")
     try:
-        if count and hasattr(os, "sched_getaffinity"):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            for core in sorted(os.sched_getaffinity(0)):
-                file: IO[str] = (folder / str(core)).open("a", encoding="utf-8")
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.close()
-                    continue
-                held.append((core, file))
-                if len(held) == count:
-                    break
+        # Without a place for its locks a cell does without cores of its own.
+        with contextlib.suppress(OSError):
+            take(folder, count, held)
         yield [core for core, _ in held] if len(held) == count else []
     finally:
         for _, file in held:
             file.close()
+
+
+def take(folder: Path, count: int, held: list[tuple[int, IO[str]]]) -> None:
+    """Add locks on so many cores to `held`, as many as there are free ones."""
+    if not count or not hasattr(os, "sched_getaffinity"):
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for core in sorted(os.sched_getaffinity(0)):
+        file: IO[str] = (folder / str(core)).open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        held.append((core, file))
+        if len(held) == count:
+            return
 
 
 def main(parent: str, bound: str, *words: str) -> None:

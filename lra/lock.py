@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from lra.files import naming
+
 NAME = ".lock"
 # Seconds: who only looks at a lock has it for less, and who takes it has said by then who it is.
 PATIENCE = 0.5
@@ -37,10 +39,11 @@ def take(folder: Path) -> IO[str]:
                     raise
             else:
                 # The folder may have been put aside or removed before the lock was there to be had.
-                if _is(file, folder / NAME):
-                    file.truncate(0)
-                    file.write(f"{os.getpid()} {socket.gethostname()}")
-                    file.flush()
+                if is_of(file, folder):
+                    with naming(folder / NAME):
+                        file.truncate(0)
+                        file.write(f"{os.getpid()} {socket.gethostname()}")
+                        file.flush()
                     opened.pop_all()
                     return file
         time.sleep(0.01)
@@ -56,9 +59,10 @@ def holder(folder: Path) -> str:
     return ""
 
 
-def _is(file: IO[str], path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+def is_of(file: IO[str], folder: Path) -> bool:
+    """Whether `file` is still the lock of `folder`, and not of one that was removed or renamed since."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat())
     return False
 
 

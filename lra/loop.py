@@ -118,6 +118,8 @@ class Trainer:
         self.clock = time.perf_counter()
         self.resume()
         self.metrics = Metrics(run.metrics, keep=self.state.metrics_bytes) if ranks.first else None
+        if self.metrics:
+            run.last.parent.mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Let go of metrics.jsonl."""
@@ -291,6 +293,7 @@ class Trainer:
         return self.ranks.largest("peak", machine.peak_memory_mb(self.device))
 
     def record(self, record: dict[str, Any]) -> None:
+        self.run.demand()
         record = {**record, "steps": self.options.steps, "seconds": round(self.wall_seconds(), 3)}
         if self.metrics:
             self.metrics.write(record)
@@ -319,7 +322,8 @@ class Trainer:
         if best:
             self.state.best_step, self.state.best_accuracy = self.state.step, scores.accuracy
         if best and self.options.select == "best" and self.ranks.first:
-            checkpoint.save(self.run.best, {"step": self.state.step, "model": self.model.state_dict()})
+            best_state = {"step": self.state.step, "model": self.model.state_dict()}
+            checkpoint.save(self.run.best, best_state, self.run.demand)
         self.state.evaluated = self.state.step
         record = {"step": self.state.step, "split": "val", "loss": scores.loss, "accuracy": scores.accuracy}
         self.record(record)
@@ -348,6 +352,7 @@ class Trainer:
                 "state": asdict(self.state),
                 "data_sha256": self.data.manifest["sha256"],
             },
+            self.run.demand,
             keep=spare(self.run.last),
         )
 
@@ -377,7 +382,7 @@ class Trainer:
         """The weights of the best step, both copies of them whole, where they are to be tested (checkpoint.best)."""
         if self.options.select != "best" or not self.state.best_step:
             return None
-        return checkpoint.best(self.run.best, self.state.best_step, evaluated)
+        return checkpoint.best(self.run.best, self.state.best_step, evaluated, self.run.demand)
 
     def read(self, path: Path, find: Callable[[], bytes | None]) -> dict[str, Any]:
         """The checkpoint that the first process finds, at `path` or its spare, on each; empty where it finds none."""
@@ -402,4 +407,4 @@ class Trainer:
     def write_predictions(self, test: Scores) -> None:
         """Write predictions.npz for the test split: logits (E, classes), predictions and labels (E,), in its order."""
         arrays = {"logits": test.logits, "predictions": test.logits.argmax(1), "labels": test.labels}
-        write_atomically(self.run.path / "predictions.npz", lambda file: np.savez(file, **arrays))
+        write_atomically(self.run.path / "predictions.npz", lambda file: np.savez(file, **arrays), self.run.demand)

@@ -63,7 +63,11 @@ class Reporter:
 
     def look(self) -> None:
         """Tell what is new."""
-        names = {file.name for file in self.folder.iterdir()}
+        try:
+            names = {file.name for file in self.folder.iterdir()}
+        except FileNotFoundError:
+            # Taken away: the next cell that begins or ends says so.
+            return
         for index in range(len(self.queue)):
             if f"{index}.begun" in names and index not in self.begun:
                 self.begun[index] = read(self.folder / f"{index}.begun").get("began", time.time())
@@ -139,6 +143,8 @@ def verdict(now: Standing, path: Path, outcome: Any = None) -> tuple[str, str]:
         return DIVERGED, f"diverged at step {now.step:,}, {log}"
     if now.status == OUT_OF_MEMORY:
         return OUT_OF_MEMORY, f"out of memory at step {now.step:,}, {log}"
+    if isinstance(outcome, str) and outcome != STOPPED:
+        return "failed", outcome
     if isinstance(outcome, int) and outcome not in INTERRUPTS:
         return "failed", f"{last_line(log, outcome)}, {log}"
     if now.status == INTERRUPTED:

@@ -244,7 +244,9 @@ class _Growing:
 
 def _save(file: Path, array: np.ndarray) -> None:
     with file.open("wb") as out:
-        np.save(out, array)
+        np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
+        # By way of Python: numpy's own way tells of a full disk without saying so.
+        out.write(np.ascontiguousarray(array).data)
         _sync(out)
 
 

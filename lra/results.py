@@ -61,8 +61,11 @@ def compare(options: dict[str, str]) -> int:
     show(console, table)
     for line in (*page["notes"], *page["sources"], *page["problems"]):
         say(console, line)
-    for name, text in files.items():
-        write_text(root / "report" / name, text)
+    try:
+        for name, text in files.items():
+            write_text(root / "report" / name, text)
+    except OSError as error:
+        raise OSError(f"all is told above, but the report cannot be written: {error}") from error
     say(console, f"written: {', '.join(str(root / 'report' / name) for name in files)}")
     return 0
 

@@ -44,6 +44,9 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the directory."""
 
+    def demand(self) -> None:
+        """Raise Failed where the directory is no longer the one that this process holds."""
+
     @property
     def last(self) -> Path:
         return self.path / "checkpoint" / "last.pt"
@@ -62,22 +65,27 @@ class Run(RunFolder):
 
     Opening it refuses a directory that another process holds (Busy) or that another configuration owns (WordError
     with the keys that differ), and puts an old run aside where `fresh` is set. A new run that ends by an error before
-    it has anything to keep leaves no directory, and the old one in its place.
+    it has anything to keep leaves no directory, and the old one in its place. Where somebody takes the directory away
+    nothing more is written below its path: each file goes by `demand`.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         super().__init__(path, config)
         self.aside: Path | None = None
         self.made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        self.hold()
+        try:
+            self.hold()
+        except OSError:
+            self.unmake()
+            raise
         try:
             if config["fresh"] and (path / "config.yaml").exists():
                 self.put_aside()
             self.claim()
             for folder in (path, path / "checkpoint"):
                 remove_parts(folder)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close_after(error)
             raise
 
     def __enter__(self) -> Run:
@@ -86,12 +94,33 @@ class Run(RunFolder):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and (self.made or self.aside) and self.is_empty():
-            self.withdraw()
-        self.close()
+        self.close_after(error)
+
+    def close_after(self, error: BaseException | None) -> None:
+        """Let go; where the run ended by an error, leave no empty directory, and say so if the directory was taken."""
+        try:
+            if error is None:
+                return
+            if not self.is_here():
+                if isinstance(error, OSError):
+                    self.demand()
+            elif (self.made or self.aside) and self.is_empty():
+                self.withdraw()
+        finally:
+            self.close()
 
     def close(self) -> None:
         self.lock.close()
+
+    def is_here(self) -> bool:
+        """Whether the path still leads to the directory whose lock this process holds."""
+        return lock.is_of(self.lock, self.path)
+
+    def demand(self) -> None:
+        if not self.is_here():
+            gone = "has been removed or renamed"
+            what = "is another directory now, or its .lock another file" if self.path.exists() else gone
+            raise Failed(f"{self.path} {what}: this run writes nothing more there; the same words start again")
 
     def is_empty(self) -> bool:
         """Whether nothing of a run is here, only what says whose directory it is."""
@@ -101,11 +130,16 @@ class Run(RunFolder):
         """Leave things as they were before this run came."""
         for name in ("config.yaml", lock.NAME):
             (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            # Another process may have come to need a folder of these.
-            if self.aside:
+        if self.aside:
+            # Another process may have come to need the place.
+            with contextlib.suppress(OSError):
                 os.rename(self.aside, self.path)
                 print(f"put the old run back as {self.path}")
+        self.unmake()
+
+    def unmake(self) -> None:
+        """Remove the folders that this run made and nobody has come to need."""
+        with contextlib.suppress(OSError):
             for folder in self.made:
                 folder.rmdir()
 
@@ -116,7 +150,7 @@ class Run(RunFolder):
             if re.fullmatch(r"[0-9a-f]{16}", known := file.read_text(encoding="utf-8").strip()):
                 return known
         drawn = secrets.token_hex(8)
-        write_text(file, f"{drawn}\n")
+        write_text(file, f"{drawn}\n", self.demand)
         return drawn
 
     def hold(self) -> None:
@@ -155,7 +189,7 @@ class Run(RunFolder):
                     f"{self.path} holds a run with another configuration: {', '.join(differ)}; "
                     "choose another run_dir, or fresh=true puts that run aside"
                 )
-        write_text(file, yaml.safe_dump(self.config, sort_keys=False))
+        write_text(file, yaml.safe_dump(self.config, sort_keys=False), self.demand)
 
     def result(self) -> dict[str, Any] | None:
         """What result.json says; None where it is missing, and where a checkpoint can make again what is damaged.
@@ -193,4 +227,5 @@ class Run(RunFolder):
         # A run that will go on writes more.
         named = () if result["status"] == "interrupted" else NAMED
         files = {name: file_sha256(self.path / name) for name in named if (self.path / name).exists()}
-        write_text(self.path / "result.json", json.dumps(sealed({**result, "files": files}), indent=1) + "\n")
+        text = json.dumps(sealed({**result, "files": files}), indent=1) + "\n"
+        write_text(self.path / "result.json", text, self.demand)

@@ -24,6 +24,7 @@ from lra.compose import WRONG_WORDS, composer, tell
 from lra.data import folder as data_folder
 from lra.files import write_text
 from lra.grid import SWEEPS, cells, key_of, merged, preset
+from lra.job import demand
 from lra.launch import LOCAL, launch, settings
 from lra.outcome import Reporter, conclude, outcomes
 from lra.plan import BUSY, DIVERGED, FAILED, OUT_OF_MEMORY, Planned, Sizes, ask, beside, many, plan, show
@@ -301,7 +302,12 @@ class Stop:
         self.signum = signum
         if not self.local:
             raise KeyboardInterrupt
-        write_text(self.folder / "stop", str(signum))
+        try:
+            write_text(self.folder / "stop", str(signum), lambda: demand(self.folder))
+        except OSError as error:
+            # The cells save and end where the sweep is no more, too.
+            print(f"stopping at once: the cells cannot be told ({error})", file=sys.stderr)
+            raise KeyboardInterrupt from None
         print("stopping: the cells under way save and end; Ctrl-C now ends at once", file=sys.stderr)
 
 

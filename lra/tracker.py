@@ -14,6 +14,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from lra.files import naming
+
 if TYPE_CHECKING:
     from wandb import Run
 
@@ -38,7 +40,7 @@ class Metrics:
 
         A file shorter than `keep` is a ValueError: lines of the record have been lost.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("ab")
         size = self._file.tell()
         if size < keep:
@@ -46,8 +48,9 @@ class Metrics:
             raise ValueError(
                 f"{path} has {size} bytes, but the checkpoint was written at byte {keep}: lines are missing"
             )
-        self._file.truncate(keep)
-        self._file.seek(keep)
+        with naming(path):
+            self._file.truncate(keep)
+            self._file.seek(keep)
 
     @property
     def position(self) -> int:
@@ -56,12 +59,15 @@ class Metrics:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; NaN and infinities, which JSON does not have, become null."""
-        self._file.write(json.dumps(finite(record), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(finite(record), allow_nan=False).encode() + b"\n"
+        with naming(self._path):
+            self._file.write(line)
+            self._file.flush()
 
     def sync(self) -> None:
         """Wait until the disk has every line: before a checkpoint that counts on them."""
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

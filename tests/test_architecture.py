@@ -31,7 +31,7 @@ ARROWS = {
     "lra.intervals": "",
     "lra.budget": "",
     "lra.progress": "",
-    "lra.tracker": "trackio_store trackio_view",
+    "lra.tracker": "files trackio_store trackio_view",
     "lra.trackio_store": "words",
     "lra.trackio_view": "trackio_store",
     "lra.shown": "",
@@ -58,7 +58,7 @@ ARROWS = {
     "lra.prepare": "bar command data doctor files seal tasks tasks.base words",
     # A run.
     "lra.config": "words",
-    "lra.lock": "",
+    "lra.lock": "files",
     "lra.run": "config files lock seal words",
     "lra.ranks": "run words",
     "lra.schedule": "config",
@@ -93,7 +93,7 @@ ARROWS = {
     "lra.grid": "compose config published tasks tracker trackio_store words",
     "lra.plan": "budget cells config files forecast grid lock pace seal table words",
     "lra.outcome": "job plan table",
-    "lra.sweep": "command compose data files grid launch outcome plan run slurm table tasks words",
+    "lra.sweep": "command compose data files grid job launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
     "lra.outcomes": "config folders seal",
     "lra.published": "",

@@ -63,10 +63,10 @@ def test_a_float_survives_the_record_bit_for_bit_unless_json_has_no_such_number(
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "run" / "metrics.jsonl")
+    metrics = Metrics(tmp_path / "metrics.jsonl")
     for record in (TRAIN, VAL):
         metrics.write(record)
-    assert list(read_metrics(tmp_path / "run" / "metrics.jsonl")) == [TRAIN, VAL]
+    assert list(read_metrics(tmp_path / "metrics.jsonl")) == [TRAIN, VAL]
     metrics.close()
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from csrc.build import library
 
 # What can happen at an operation; injector.cpp says what each is.
-FAULTS = ("kill", "term", "int", "usr2", "full", "once", "broken")
+FAULTS = ("kill", "term", "int", "usr2", "full", "once", "quota", "broken", "readonly", "gone", "away", "replaced")
 
 
 class Operation(NamedTuple):

@@ -24,6 +24,7 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 namespace {
@@ -77,6 +78,26 @@ void note(int64_t mine, const char* operation, const std::string& path) {
   syscall(SYS_close, descriptor);
 }
 
+// Move the folder out of its place, as somebody else may at any instant.
+void take_away(const std::string& fault) {
+  const int error = errno;
+  std::string under = setting("FAULTS_UNDER");
+  under.pop_back();
+  const std::string away = under + ".away";
+  syscall(SYS_renameat, AT_FDCWD, under.c_str(), AT_FDCWD, away.c_str());
+  if (fault == "replaced") syscall(SYS_mkdirat, AT_FDCWD, under.c_str(), 0755);
+  if (fault == "gone") {
+    const pid_t child = fork();
+    if (child == 0) {
+      char* const nothing[] = {nullptr};
+      execle("/bin/rm", "rm", "-rf", away.c_str(), static_cast<char*>(nullptr), nothing);
+      _exit(127);
+    }
+    waitpid(child, nullptr, 0);
+  }
+  errno = error;
+}
+
 enum class Fate { as_asked, torn_then_killed, fails };
 
 // What becomes of the operation; `needs_room`: it asks the disk for space.
@@ -85,7 +106,11 @@ enum class Fate { as_asked, torn_then_killed, fails };
 // term, int, usr2 the signal, and then the operation
 // full            no space left from here on; of a write, after half of it
 // once            no space left for this operation alone
+// quota           as full, but what is used up is the user's share of the disk
 // broken          the operation fails with EIO
+// readonly        from here on nothing can be changed
+// gone            the folder FAULTS_UNDER is removed with all that is in it, and then the operation
+// away, replaced  it is renamed to <name>.away, and then the operation; `replaced` leaves an empty one in its place
 Fate attack(const char* operation, const std::string& path, bool needs_room) {
   if (!counts(path)) return Fate::as_asked;
   const int error = errno;
@@ -97,8 +122,12 @@ Fate attack(const char* operation, const std::string& path, bool needs_room) {
   const int64_t at = asked ? atoll(asked) : 0;
   if (!what || at <= 0 || mine < at) return Fate::as_asked;
   const std::string fault = what;
-  if (fault == "full" && needs_room) {
-    errno = ENOSPC;
+  if ((fault == "full" || fault == "quota") && needs_room) {
+    errno = fault == "full" ? ENOSPC : EDQUOT;
+    return Fate::fails;
+  }
+  if (fault == "readonly" && strcmp(operation, "sync") != 0) {
+    errno = EROFS;
     return Fate::fails;
   }
   if (mine != at) return Fate::as_asked;
@@ -114,7 +143,16 @@ Fate attack(const char* operation, const std::string& path, bool needs_room) {
     errno = EIO;
     return Fate::fails;
   }
+  if (fault == "gone" || fault == "away" || fault == "replaced") take_away(fault);
   return Fate::as_asked;
+}
+
+// Whether somebody asks for the right to write where nothing can be changed.
+bool refused(const std::string& path, int mode) {
+  const char* what = setting("FAULTS_DO");
+  if (!(mode & W_OK) || !what || strcmp(what, "readonly") != 0 || !counts(path + "/")) return false;
+  errno = EROFS;
+  return true;
 }
 
 [[noreturn]] void die() {
@@ -216,6 +254,16 @@ ssize_t pwrite64(int descriptor, const void* data, size_t size, off64_t at) {
 ssize_t writev(int descriptor, const struct iovec* pieces, int count) {
   if (!allowed("write", place_of(descriptor), true)) return -1;
   return next<ssize_t (*)(int, const struct iovec*, int)>("writev")(descriptor, pieces, count);
+}
+
+int access(const char* path, int mode) {
+  if (refused(place_of(AT_FDCWD, path), mode)) return -1;
+  return next<int (*)(const char*, int)>("access")(path, mode);
+}
+
+int faccessat(int folder, const char* path, int mode, int flags) {
+  if (refused(place_of(folder, path), mode)) return -1;
+  return next<int (*)(int, const char*, int, int)>("faccessat")(folder, path, mode, flags);
 }
 
 int ftruncate(int descriptor, off_t size) {

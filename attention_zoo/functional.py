@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +28,15 @@ def block_means(x: Tensor, counts: Tensor, block_size: int) -> Tensor:
     """
     x = F.pad(x, (0, 0, 0, -x.shape[2] % block_size)).unflatten(2, (-1, block_size))  # (B, H, K, block_size, D)
     return x.sum(3, dtype=torch.float64) / counts.clamp(min=1)[:, None, :, None]
+
+
+def tame(*inputs: Tensor) -> Tensor:
+    """(B, H, 1, 1) whether all numbers of a head of x (B, H, N, D) have finite products; NaN and infinity have not.
+
+    For sums that leave out what stands in another head by a factor of 0, which does not make a NaN 0.
+    """
+    largest = [torch.linalg.vector_norm(x.detach(), math.inf, (2, 3), keepdim=True) for x in inputs]
+    return torch.stack(largest).amax(0) <= math.sqrt(torch.finfo(inputs[0].dtype).max)
 
 
 def orthogonal_features(count: int, dim: int) -> Tensor:

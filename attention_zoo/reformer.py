@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Attention, whole
+from .functional import tame
 from .ops.sorted_chunks import Lines, sorted_chunks_attention
 
 # More would cost more than the attention itself, and grow with the length: 2 seq_len / chunk is 128 at 4,096 tokens.
@@ -72,12 +75,15 @@ class Reformer(Attention):
             real = q.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
             real = F.pad(real, (0, missing))
             query, value = (F.pad(x.to(dtype), (0, 0, 0, missing)) for x in (q, v))  # (B, H, N, D)
+            calm = tame(query, value)
+            query, value = (torch.where(calm, x, 0.0) for x in (query, value))
             norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
             key = query / norm.masked_fill(norm == 0, 1.0)
             lines = self._lines(self._hash(query.detach(), real).flatten(1, 2), chunk, dtype)
             query, key, value = (x.flatten(0, 2) for x in (query, key, value))  # (B H N, D)
-            out = sorted_chunks_attention(query, key, value, lines, chunk)
-        return out.view(batch, heads, -1, dim)[:, :, :length].to(v.dtype)
+            out = sorted_chunks_attention(query, key, value, lines, chunk).view(batch, heads, -1, dim)
+            # The first chunk of a head looks back at the last one of another.
+            return torch.where(calm, out, math.nan)[:, :, :length].to(v.dtype)
 
     def _hash(self, q: Tensor, real: Tensor) -> Tensor:
         """(rounds, B, H, N) the bucket of each token, `self.buckets` where real (B, N) is not."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import Attention, whole
+from .functional import tame
 from .ops.hash_collisions import hash_collisions
 
 # Tables have 2^bits rows. With more bits than log2(N) they would cost more than the tokens.
@@ -76,11 +77,17 @@ class YOSO(Attention):
         return (weights * (1 + self.bits / 2 * (cosine - cosine.detach()))) @ v
 
     def sampled(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, H, N, D): an estimate of `expected`, with the same derivative in terms of its weights."""
+        """(B, H, N, D): an estimate of `expected`, with the same derivative in terms of its weights.
+
+        NaN in all of a head that has a number without finite products: a NaN has a code, and would not be seen.
+        """
+        calm = tame(q, k, v)
+        q, k, v = (torch.where(calm, x, 0.0) for x in (q, k, v))
         directions = self._draw(q.device) if self.training else self.directions
         q_codes, k_codes = (self.codes(x, directions, mask).flatten(0, 1) for x in (q, k))  # (B * H, N, hashes)
         q, k, values = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, N, D)
-        return hash_collisions(q, k, values, q_codes, k_codes, 2**self.bits, self.bits / 2).view_as(v)
+        out = hash_collisions(q, k, values, q_codes, k_codes, 2**self.bits, self.bits / 2).view_as(v)
+        return torch.where(calm, out, math.nan)
 
     @torch.no_grad()
     def codes(self, x: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ struct Scratch {
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 
 INLINE Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 INLINE void store(float* to, Vec x) { *reinterpret_cast<Loose*>(to) = x; }

@@ -17,11 +17,12 @@ class Stopped(Exception):
 
 
 class Diverged(Exception):
-    """The loss or a weight stopped being a finite number at `step`."""
+    """A loss, a weight or what the optimizer keeps stopped being a finite number at `step`; `why` says which."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
+    def __init__(self, step: int, why: str = "the loss is not finite") -> None:
+        super().__init__(step, why)
         self.step = step
+        self.why = why
 
 
 class OutOfMemory(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ def build(config: Config, vocab: int, classes: int, pairs: bool = False) -> Clas
             f"model.{key}={getattr(size, key)}" for key in ("layers", "dim", "heads", "head_dim", "ffn", "seq_len")
         )
         raise WordError(f"there is no memory for a model of {words} and attn={config.attn['name']}") from None
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number in `tensors` is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def derived_seed(seed: int, purpose: object) -> int:
@@ -308,11 +313,17 @@ class Trainer:
             self.display.scored(name, done, len(split.labels))
 
         size, ranks = self.options.batch_size, self.ranks
-        return evaluate(self.model, split, self.max_len, size, self.device, self.dtype, self.mask_zero, each, ranks)
+        dtype, zero = self.dtype, self.mask_zero
+        scores = evaluate(self.model, split, self.max_len, size, self.device, dtype, zero, each, ranks)
+        # A row that is not finite has a largest class too: it would count as an answer.
+        if not math.isfinite(scores.loss):
+            raise Diverged(self.state.step, f"the loss of {name} is not finite")
+        return scores
 
     def validate(self) -> None:
         """Score the validation split; strictly better than ever before is the best, and kept if it is to be tested."""
         self.settle()
+        self.demand_finite()
         try:
             scores = self.score(self.data.val, "val")
         except Stopped:
@@ -333,11 +344,23 @@ class Trainer:
         if best and self.ranks.first:
             self.best()
 
+    def demand_finite(self) -> None:
+        """Diverged where a weight or what the optimizer keeps is not finite on a process, before anything is kept."""
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        faults = (
+            ("a weight is not finite", not all_finite(self.model.parameters())),
+            ("the optimizer's state is not finite", not all_finite(kept)),
+            ("the loss scale has fallen to 0", self.scaler.get_scale() == 0),
+        )
+        told = self.ranks.gather("finite", *(found for _, found in faults))
+        for fault, (why, _) in enumerate(faults):
+            if any(row[fault] for row in told):
+                raise Diverged(self.state.step, why)
+
     def save(self) -> None:
         """Write the last checkpoint; state that is not finite is never written over a good one."""
         self.settle()
-        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
-            raise Diverged(self.state.step)
+        self.demand_finite()
         if not self.metrics:
             return
         self.metrics.sync()

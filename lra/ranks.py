@@ -43,7 +43,7 @@ PATIENCE = timedelta(days=1)
 # Seconds that a process gives the one that tells an error, see `leave`.
 GRACE = 10.0
 PATIENT = ("verdict", "send", "told", "end")
-TOPICS = (*PATIENT, "step", "signal", "score", "peak")
+TOPICS = (*PATIENT, "step", "signal", "score", "peak", "finite")
 WIDTH = 4
 
 

@@ -64,8 +64,8 @@ def _go(config: Config, rival: Config, run: RunFolder, facts: dict[str, Any], ra
             except Diverged as diverged:
                 status, code = "diverged", 1
                 trainer.state.step = diverged.step
-                kept = f"{run.last.parent} keeps the last good state"
-                line = f"the loss is not finite at step {diverged.step}; {kept}; try a lower train.lr"
+                kept = f"{run.last.parent} keeps the last good state" if run.last.exists() else "nothing was saved yet"
+                line = f"{diverged.why} at step {diverged.step}; {kept}; try a lower train.lr"
             except OutOfMemory as error:
                 status, code, line = "out_of_memory", 1, str(error)
         trainer.close()

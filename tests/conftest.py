@@ -17,6 +17,9 @@ from csrc.zoo import zoo_library
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
+# Threads that wait for each other sleep soon, as in a run: other tests have their cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
 

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_cell_without_room_for_its_log_fails_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
-    codes = iter([NO_ROOM, 0])
+    codes: Iterator[OSError | int] = iter([NO_ROOM, 0])
 
     def run_cell(*given: object) -> int:
         if isinstance(code := next(codes), OSError):

@@ -15,12 +15,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lra.bar import bar
 from lra.command import command
 from lra.config import digest
-from lra.folders import BROKEN, existing, read_text, reason, run_folders, visible
+from lra.folders import BROKEN, existing, read_config, read_text, reason, run_folders, visible
 from lra.outcomes import read_run
 from lra.shown import summary, view_config
 from lra.tracker import charted, read_metrics
@@ -158,7 +156,7 @@ class Board:
             new = self.store.hold(view, lambda: read_points(folder))
         except StoreError:
             raise
-        except (*BROKEN, yaml.YAMLError) as error:
+        except BROKEN as error:
             self.runs.pop(folder, None)
             self._faults[folder] = f"left out {name}: {reason(error)}"
             return 0
@@ -181,7 +179,7 @@ def stamp(folder: Path) -> object:
 
 def read_view(folder: Path, root: Path) -> View:
     """A run as tracker=trackio shows it, from its files alone; one of BROKEN where they are not whole."""
-    config, result = read_config(folder), read_result(folder)
+    config, result = config_of(folder), read_result(folder)
     names = result or named(folder.relative_to(root).parts, config)
     about = {key: value for key, value in names.items() if key not in OUTCOME}
     view = View(
@@ -211,14 +209,11 @@ def read_id(folder: Path) -> str:
     return read_text(file).strip() if file.exists() else ""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
     """config.yaml; empty where there is none."""
     if not (folder / "config.yaml").exists():
         return {}
-    config = yaml.safe_load(read_text(folder / "config.yaml"))
-    if not isinstance(config, dict):
-        raise ValueError("config.yaml holds no configuration")
-    return config
+    return read_config(folder / "config.yaml")
 
 
 def read_result(folder: Path) -> dict[str, Any]:

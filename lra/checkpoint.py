@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,12 @@ class _Broken(Exception):
 
 def _opened(content: bytes, device: torch.device) -> dict[str, Any]:
     try:
-        state = torch.load(io.BytesIO(_checked(content)), map_location=device, weights_only=True)
+        rest = _checked(content)
+        _demand_plain(rest)
+        # torch warns of what is foreign, and goes on with it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            state = torch.load(io.BytesIO(rest), map_location=device, weights_only=True)
     except Exception as error:
         raise _Broken(f"is not a whole checkpoint ({reason(error)})") from error
     if not isinstance(state, dict):
@@ -78,6 +84,7 @@ def _opened(content: bytes, device: torch.device) -> dict[str, Any]:
 def _checked(content: bytes) -> bytes:
     """torch's bytes, if they are those that were written."""
     if content.startswith(ARCHIVE):
+        _demand_plain(content)
         # torch looks at no checksum, but has written one for each member.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if damaged := archive.testzip():
@@ -90,6 +97,15 @@ def _checked(content: bytes) -> bytes:
     if (found := hashlib.sha256(rest).hexdigest()) != said:
         raise ValueError(f"sha256 {found[:12]}, it says {said[:12]}")
     return rest
+
+
+def _demand_plain(content: bytes) -> None:
+    """ValueError where a zip has a packed member, as torch never writes: it may unpack to a thousand times as much."""
+    if content.startswith(ARCHIVE):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(content):
+                    raise ValueError("a member of it is packed")
 
 
 def look(path: Path, keys: Sequence[str]) -> Copy:

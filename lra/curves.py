@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lra.folders import BROKEN, read_text
+from lra.folders import BROKEN, read_text, reason
 
 
 class Curve(NamedTuple):
@@ -22,7 +22,10 @@ class Curve(NamedTuple):
 
 def read_curves(path: Path) -> dict[str, Curve]:
     """The curves in a metrics.jsonl by split. A torn last line is left out; any other broken line is a ValueError."""
-    text, _, _ = read_text(path).rpartition("\n")
+    try:
+        text, _, _ = read_text(path).rpartition("\n")
+    except ValueError as error:
+        raise ValueError(f"{path} is not text: {reason(error)}") from None
     records = _records(path, text) if text else []
     try:
         splits = {split: [record for record in records if record["split"] == split] for split in _splits(records)}
@@ -46,8 +49,9 @@ def _splits(records: Sequence[Any]) -> Iterable[str]:
 
 def _curve(records: Sequence[Any]) -> Curve:
     steps = [record["step"] for record in records]
-    if not (set(map(type, steps)) == {int} and min(steps) >= 0 and max(steps) <= 2**53):
-        raise ValueError("a step is no whole number")
+    splits = {type(record["split"]) for record in records}
+    if not (splits == {str} and set(map(type, steps)) == {int} and min(steps) >= 0 and max(steps) <= 2**53):
+        raise ValueError("a step is no whole number, or a split has no name")
     loss = _numbers([record.get("loss") for record in records])
     accuracy = _numbers([record.get("accuracy") for record in records])
     return Curve(steps, loss, [100 * share for share in accuracy])

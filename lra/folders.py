@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lra.words import WordError
 
@@ -13,6 +14,9 @@ from lra.words import WordError
 NO_RUNS = ("published", "report", "trackio", "wandb")
 # What stands in a result.json or in a name may be anything; these are what reading it may raise.
 BROKEN = (OSError, ValueError, OverflowError, RecursionError, MemoryError)
+
+# Many times what a run writes.
+LARGEST_CONFIG, DEEPEST_CONFIG = 1 << 20, 30
 
 
 def run_folders(root: Path, problems: list[str]) -> Iterator[Path]:
@@ -74,7 +78,34 @@ def visible(name: str) -> str:
 def reason(error: BaseException) -> str:
     """One line for what reading a file raised."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return visible(said.splitlines()[0])
+    return visible((said.splitlines() or [""])[0])[:160]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.yaml as keys and values; a one-line ValueError that names the file where it is none."""
+    # Here, because most readers of runs have no use for it.
+    import yaml
+
+    try:
+        text = read_text(path)
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"larger than {LARGEST_CONFIG >> 10} KiB")
+        depth = 0
+        # Before anything is made of it: an alias may stand for billions of values, and depth takes its square in time.
+        for event in yaml.parse(text, yaml.CSafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has an alias")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_CONFIG:
+                raise ValueError(f"deeper than {DEEPEST_CONFIG} levels")
+        config = yaml.load(text, yaml.CSafeLoader)
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds {type(config).__name__}, not keys and values")
+    except OSError:
+        raise
+    except Exception as error:  # a tag before a value that is none raises nearly anything
+        raise ValueError(f"{path} is not readable as a configuration ({reason(error)})") from error
+    return config
 
 
 def read_text(path: Path) -> str:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from lra.folders import run_folders
+from lra.folders import read_config, run_folders
 from lra.records import Name, last_record, name_of, number, whole
 from lra.seal import demand_result
 
@@ -197,9 +195,9 @@ def under_way(folder: Path, name: Name | None, last: dict[str, Any] | None) -> t
     seconds, steps = number(last, "seconds"), whole(last, "step")
     if not steps or seconds is None or seconds <= 0:
         return None
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         file = folder / "config.yaml"
-        source = yaml.safe_load(file.read_text(encoding="utf-8"))["task"]["source"]
+        source = read_config(file)["task"]["source"]
         kind = Kind(name.protocol, name.task, str(source), name.attn, costly(name.words), 1)
         when = (folder / "metrics.jsonl").stat().st_mtime
         return kind, Timed(when, Setting(None, "", ""), steps, seconds, None, False, True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -20,9 +20,11 @@ from lra.budget import excess
 from lra.cells import OVER_BUDGET
 from lra.config import Config, identity
 from lra.files import spare
+from lra.folders import read_config, visible
 from lra.grid import Cell
 from lra.lock import holder
 from lra.pace import Pace
+from lra.run import MOST_SHOWN
 from lra.seal import demand_result
 from lra.table import say
 from lra.words import WordError
@@ -58,7 +60,7 @@ class Planned:
 def standing(path: Path) -> Standing:
     """What a run's directory says of the run."""
     result: Any = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         told = json.loads((path / "result.json").read_text(encoding="utf-8"))
         if isinstance(told, dict):
             demand_result(told)
@@ -78,13 +80,17 @@ def refuse_strangers(cell: Cell) -> None:
     file = cell.path / "config.yaml"
     with contextlib.suppress(FileNotFoundError):
         try:
-            theirs = identity(yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader))
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            theirs = identity(read_config(file))
+        except ValueError:
             raise WordError(f"{cell.name}: {file} is not readable; fresh=true puts it aside") from None
         mine = identity(cell.run.plain)
         differ = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
         if differ:
-            there = ", ".join(f"{key}={theirs.get(key)}" for key in differ)
+            shown = [
+                f"{visible(key)[:60]}={reprlib.repr(theirs.get(key)).strip(chr(39))}" for key in differ[:MOST_SHOWN]
+            ]
+            more = [f"{len(differ) - MOST_SHOWN} more"] if len(differ) > MOST_SHOWN else []
+            there = ", ".join([*shown, *more])
             raise WordError(f"{cell.name}: {cell.path} holds a run with {there}; fresh=true puts it aside")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "runs" / "published"
 # The sources of a task's own distribution, which the published numbers speak of. The task's plain name means the first.
@@ -54,26 +54,47 @@ class Published:
         return self.text + MARKS[self.status]
 
 
+COLUMNS = tuple(field.name for field in fields(Published))
+
+
 def read_published(folder: Path = PUBLISHED) -> list[Published]:
     """Every row of `folder`/*.csv; ValueError names the file and line that breaks a rule."""
     rows: list[Published] = []
     for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for line, row in enumerate(csv.DictReader(file), start=2):
-                try:
-                    rows.append(_published(row))
-                except (TypeError, KeyError, ValueError) as error:
-                    raise ValueError(f"{path}, line {line}: {error}") from None
+        line = 1
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for line, row in enumerate(csv.reader(file, strict=True), start=1):
+                    if line == 1:
+                        if row != list(COLUMNS):
+                            raise ValueError(f"the columns are not {', '.join(COLUMNS)}")
+                    elif row:
+                        rows.append(_published(row))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not text in UTF-8: byte {error.start}") from None
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
     return rows
 
 
-def _published(row: Mapping[str, Any]) -> Published:
-    value = Published(**{**row, "accuracy": float(row["accuracy"]) if row["accuracy"] else None})
-    if value.status not in MARKS:
-        raise ValueError(f"status {value.status!r} is not one of {', '.join(MARKS)}")
-    if value.accuracy is not None and not 0 <= value.accuracy <= 100:
-        raise ValueError(f"accuracy {value.accuracy} is not between 0 and 100")
-    return value
+def _published(row: Sequence[str]) -> Published:
+    if len(row) != len(COLUMNS):
+        raise ValueError(f"{len(row)} cells under {len(COLUMNS)} columns")
+    for name, cell in zip(COLUMNS, row, strict=True):
+        if not cell.isprintable():
+            raise ValueError(f"{name} {reprlib.repr(cell)} is not one line that can be printed")
+    cells = dict(zip(COLUMNS, row, strict=True))
+    if cells["status"] not in MARKS:
+        raise ValueError(f"status {reprlib.repr(cells['status'])} is not one of {', '.join(MARKS)}")
+    said, accuracy = cells["accuracy"], None
+    if said:
+        try:
+            accuracy = float(said)
+        except ValueError:
+            raise ValueError(f"accuracy {reprlib.repr(said)} is not a number") from None
+        if not 0 <= accuracy <= 100:
+            raise ValueError(f"accuracy {reprlib.repr(said)} is not between 0 and 100")
+    return Published(**{**cells, "accuracy": accuracy})  # type: ignore[arg-type]
 
 
 def preference(value: Published) -> tuple[bool, int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import stat
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,14 +50,16 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 def number(record: dict[str, Any], key: str) -> float | None:
     """The finite number at `key`, or None."""
     value = record.get(key)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good and value is not None else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # A whole number may be too large for a float.
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def whole(record: dict[str, Any], key: str) -> int | None:
-    """The whole number of 0 or more at `key`, or None."""
+    """The whole number from 0 to 2**53 at `key`, or None."""
     value = record.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53 else None
 
 
 def last_record(file: Path) -> dict[str, Any] | None:

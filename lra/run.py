@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import reprlib
 import secrets
 import signal
 import sys
@@ -19,11 +20,15 @@ import yaml
 from lra import lock
 from lra.config import identity
 from lra.files import remove_parts, spare, write_text
+from lra.folders import read_config, visible
 from lra.seal import NAMED, demand_result, faulty, file_sha256, sealed
 from lra.words import WordError
 
 # What asks a run to stop with everything saved. SIGUSR2 is how a cluster announces the end of a job's time.
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+# Keys that are named where two configurations differ.
+MOST_SHOWN = 5
 
 
 class Failed(Exception):
@@ -176,14 +181,16 @@ class Run(RunFolder):
         file = self.path / "config.yaml"
         if file.exists():
             try:
-                mine, theirs = identity(self.config), identity(yaml.safe_load(file.read_text(encoding="utf-8")))
-            except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+                mine, theirs = identity(self.config), identity(read_config(file))
+            except ValueError:
                 raise WordError(f"{file} is not readable as a configuration; fresh=true puts it aside") from None
             differ = [
-                f"{key}={mine.get(key)} (there {theirs.get(key)})"
+                f"{visible(key)[:60]}={mine.get(key)} (there {reprlib.repr(theirs.get(key)).strip(chr(39))})"
                 for key in sorted(mine.keys() | theirs.keys())
                 if mine.get(key) != theirs.get(key)
             ]
+            if len(differ) > MOST_SHOWN:
+                differ[MOST_SHOWN:] = [f"and {len(differ) - MOST_SHOWN} more"]
             if differ:
                 raise WordError(
                     f"{self.path} holds a run with another configuration: {', '.join(differ)}; "

@@ -89,9 +89,12 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {line[:40]!r}") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number} is not a record: {line[:40]!r}")
+            yield record
 
 
 class Table(NamedTuple):

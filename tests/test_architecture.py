@@ -59,7 +59,7 @@ ARROWS = {
     # A run.
     "lra.config": "words",
     "lra.lock": "files",
-    "lra.run": "config files lock seal words",
+    "lra.run": "config files folders lock seal words",
     "lra.ranks": "run words",
     "lra.schedule": "config",
     "lra.model": "config",
@@ -91,7 +91,7 @@ ARROWS = {
     "lra.launch": "compose job words",
     "lra.forecast": "checkpoint config files loop machine model session tasks words",
     "lra.grid": "compose config published tasks tracker trackio_store words",
-    "lra.plan": "budget cells config files forecast grid lock pace seal table words",
+    "lra.plan": "budget cells config files folders forecast grid lock pace run seal table words",
     "lra.outcome": "job plan table",
     "lra.sweep": "command compose data files grid job launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
@@ -125,7 +125,7 @@ HOMES = {
     "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.compose", "lra.launch", "lra.train"},
     "omegaconf": {"lra.compose", "lra.launch", "lra.train"},
-    "yaml": {"lra.board", "lra.grid", "lra.pace", "lra.plan", "lra.run", "lra.variants"},
+    "yaml": {"lra.folders", "lra.grid", "lra.run", "lra.variants"},
     "wandb": {"lra.dashboard", "lra.tracker"},
     "wandb_workspaces": {"lra.panels"},
     "submitit": {"lra.slurm"},

@@ -178,7 +178,7 @@ def test_numbers_that_are_none_are_null_and_no_error(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (None, "no curves, metrics.jsonl is missing (1): seed0"),
-        (b"\xff\xfe\n", "no curves of seed0: 'utf-8' codec can't decode"),
+        (b"\xff\xfe\n", "metrics.jsonl is not text: 'utf-8' codec can't decode"),
         (b'{"step": 1, "split": "train", "loss": 1.0}\nhello\n', "no curves of seed0: "),
         (b'{"step": 1, "split": ["train"]}\n', "line 1 is not a metrics line"),
         (b'{"step": 1e999, "split": "train"}\n', "line 1 is not a metrics line"),

@@ -40,7 +40,7 @@ def test_what_was_not_read_in_the_paper_is_published_as_unverified() -> None:
     [
         ("a,https://a,mlpen,m,mra2,listops,37.2,guessed,", "'guessed' is not one of"),
         ("a,https://a,mlpen,m,mra2,listops,372,read,", "not between 0 and 100"),
-        ("a,https://a,mlpen,m,mra2,listops,many,read,", "could not convert"),
+        ("a,https://a,mlpen,m,mra2,listops,many,read,", "'many' is not a number"),
         ("a,https://a,mlpen,m,mra2,listops,37.2,read,,too,long", "line 2"),
     ],
 )

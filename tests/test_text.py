@@ -243,7 +243,7 @@ def without(*names: str) -> dict[str, bytes]:
 BROKEN = {
     "no rating": ({"train/neg/100.txt": b"x"}, "train/neg holds '100.txt', expected <id>_<rating>.txt"),
     "another ending": ({"test/pos/100_8.html": b"x"}, "test/pos holds '100_8.html', expected <id>_<rating>.txt"),
-    "a foreign file": ({"test/pos/two\nlines": b"x"}, r"test/pos holds 'two\nlines', expected <id>_<rating>.txt"),
+    "a foreign file": ({"test/pos/two\nlines": b"x"}, r"holds a file of the name 'aclImdb/test/pos/two\nlines'"),
     "another class's rating": ({"train/neg/100_7.txt": b"x"}, "train/neg/100_7.txt has rating 7, neg has 1 to 4"),
     "a rating that is kept out": ({"test/pos/100_6.txt": b"x"}, "test/pos/100_6.txt has rating 6, pos has 7 to 10"),
     "a rating of none": ({"train/neg/100_0.txt": b"x"}, "train/neg/100_0.txt has rating 0, neg has 1 to 4"),

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from attention_zoo.ops import kernels
@@ -23,6 +22,7 @@ from lra.commit import git_commit
 from lra.config import Config, Model, Train, digest
 from lra.data import Data, Split, collate, load
 from lra.files import spare
+from lra.folders import read_config
 from lra.model import Classifier, MultiHead
 from lra.run import RunFolder
 from lra.seal import demand_result
@@ -104,12 +104,15 @@ def configured(path: Path) -> tuple[RunFolder, Config]:
     if not file.is_file():
         raise WordError(f"run={path} is not the directory of a run: there is no {file}")
     try:
-        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+        plain = read_config(file)
+    except ValueError as error:
+        raise WordError(str(error)) from error
+    try:
         config = Config(**{**plain, "model": Model(**plain["model"]), "train": Train(**plain["train"])})
         task(config.task)
         spelled(config.attn)
         str(config.task["source"])
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise WordError(f"{file} is not readable as a configuration ({said})") from error
     return RunFolder(path, plain), config
@@ -154,7 +157,7 @@ def history(run: RunFolder) -> dict[str, Any]:
         demand_result(result)
         best = {"best_step": result["val"]["best_step"], "val_accuracy": result["val"]["accuracy"]}
         return {"data_sha256": str(result["data_sha256"]), **best}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise WordError(f"neither {run.last} nor {file} says which data the run was trained on") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,7 +44,7 @@ class Line(dict[str, str]):
         try:
             return float(self[key])
         except ValueError:
-            raise ValueError(f"{self.where}: {key} is {self[key]!r}, not a number") from None
+            raise ValueError(f"{self.where}: {key} is {reprlib.repr(self[key])}, not a number") from None
 
     def perhaps(self, key: str) -> float | None:
         """The finite number in a column, or None where it is empty or nan or infinite."""
@@ -54,7 +55,7 @@ class Line(dict[str, str]):
         """The integer in a column; ValueError where there is none."""
         number = self.number(key)
         if not number.is_integer():
-            raise ValueError(f"{self.where}: {key} is {self[key]!r}, not an integer")
+            raise ValueError(f"{self.where}: {key} is {reprlib.repr(self[key])}, not an integer")
         return int(number)
 
 
@@ -70,6 +71,8 @@ def read(file: Path, columns: Iterable[str]) -> list[Line]:
     if not cells:
         raise ValueError(f"{file} is empty")
     head, *rows = cells
+    if len(set(head)) < len(head):
+        raise ValueError(f"{file} has a column twice")
     if missing := [name for name in columns if name not in head]:
         raise ValueError(f"{file} has no column {', '.join(missing)}: it is of another version; measure again")
     for number, row in enumerate(rows, 2):

@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import reprlib
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
 from lra.files import write_atomically
+from lra.folders import reason
 from lra.words import WordError, nearest
 
 GENERATED = "generated"
@@ -24,6 +28,8 @@ NAMES = (*ARRAYS, "mask", "about")
 DTYPES = ("float16", "float32")
 # What a file may ask of the memory before it is read: an array as float32, and the text beside the arrays.
 LARGEST_ARRAY, LARGEST_TEXT = 2 << 30, 4 << 20
+# NumPy's own bound, which it looks at when the header is in memory.
+LARGEST_HEADER = 10_000
 
 
 class QKV(NamedTuple):
@@ -196,7 +202,9 @@ def _about(path: Path, text: str | None) -> dict[str, Any]:
 def _check(path: Path, name: str, shape: Sequence[int], bits: int, kind: str) -> None:
     """Refuse an array by what its header says; `kind` is float, bool, text or what else it is."""
     if name not in NAMES:
-        raise WordError(f"{path}: unknown array {name!r}, known are {', '.join(NAMES)}{nearest(name, NAMES)}")
+        raise WordError(
+            f"{path}: unknown array {reprlib.repr(name)}, known are {', '.join(NAMES)}{nearest(name[:40], NAMES)}"
+        )
     wanted = {"mask": "bool", "about": "text"}.get(name, "float")
     if kind != wanted:
         rule = {"bool": "of bool", "text": "a text", "float": "of floating-point numbers"}[wanted]
@@ -204,18 +212,23 @@ def _check(path: Path, name: str, shape: Sequence[int], bits: int, kind: str) ->
     limit = LARGEST_TEXT if name == "about" else LARGEST_ARRAY
     size = math.prod(shape) * max(bits, 32 if wanted == "float" else 8) // 8
     if size > limit:
-        raise WordError(f"{path}: {name} of shape {tuple(shape)} needs {size} bytes, at most {limit} are read")
+        said = reprlib.repr(tuple(shape))
+        raise WordError(f"{path}: {name} of shape {said} needs {min(size, 10**30)} bytes, at most {limit} are read")
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """The arrays of a zip of .npy members, none unpacked before its header has been checked."""
     arrays: dict[str, np.ndarray] = {}
     try:
-        with zipfile.ZipFile(path) as members:
+        with path.open("rb") as opened, _strictly(), zipfile.ZipFile(opened) as members:
             for member in members.infolist():
                 name = member.filename.removesuffix(".npy")
                 if name in arrays or not member.filename.endswith(".npy"):
-                    raise WordError(f"{path}: {member.filename!r} is there twice or is not an array")
+                    said = reprlib.repr(member.filename)
+                    raise WordError(f"{path}: {said} is there twice or is not an array")
+                # Of these two ways of packing no more is unpacked than is asked for.
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise WordError(f"{path}: {reprlib.repr(member.filename)} is packed in another way than NumPy's")
                 with members.open(member) as file:
                     shape, dtype = _header(file)
                 kinds = {"f": "float", "b": "bool", "U": "text", "O": "Python objects"}
@@ -224,8 +237,13 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
                     arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
                     if file.read(1):
                         raise WordError(f"{path}: {name} is longer than its header says")
-    except (WordError, OSError, MemoryError):
+    except (WordError, MemoryError):
         raise
+    except OSError as error:
+        # A place in the file that cannot be gone to is the file's own fault.
+        if error.filename is not None:
+            raise
+        raise WordError(f"{path} is not a whole .npz file ({_line(error)})") from error
     except Exception as error:
         # A damaged file raises nearly anything: in the zip, in its compression, in a header.
         raise WordError(f"{path} is not a whole .npz file ({_line(error)})") from error
@@ -235,11 +253,22 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     return arrays, None if about is None else str(about)
 
 
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """What numpy and Python would warn of in a header is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"an array of format {version}")
+    length = int.from_bytes(cast(zipfile.ZipExtFile, file).peek(4)[: 2 * version[0]], "little")
+    if length > LARGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
     shape, _, dtype = readers[version](file)
     return shape, dtype
 
@@ -264,7 +293,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
 
 
 def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return reason(error)
 
 
 READERS: dict[str, Callable[[Path], tuple[dict[str, np.ndarray], str | None]]] = {

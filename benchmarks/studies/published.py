@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,13 +62,15 @@ def published(name: str, folder: Path = PUBLISHED) -> list[Line]:
     for number, line in enumerate(lines, 2):
         where = f"{file}, line {number}"
         if line.keys() != kind.columns():
-            raise ValueError(f"{file} has unknown columns {', '.join(sorted(line.keys() - kind.columns()))}")
+            unknown = reprlib.repr(sorted(line.keys() - kind.columns()))
+            raise ValueError(f"{file} has unknown columns {unknown}")
         for key in SOURCE:
             if not line[key]:
                 raise ValueError(f"{where}: there is no {key}")
         for key in (*kind.numbers, *kind.perhaps):
-            if key in kind.numbers or line[key]:
-                line.number(key)
+            if (key in kind.numbers or line[key]) and not math.isfinite(line.number(key)):
+                raise ValueError(f"{where}: {key} is {reprlib.repr(line[key])}, not finite")
         if KEYWORDS.get(line.get("parameter", ""), "") != line.get("keyword", ""):
-            raise ValueError(f"{where}: keyword {line['keyword']!r} is not what {line['parameter']!r} is called here")
+            said, parameter = reprlib.repr(line["keyword"]), reprlib.repr(line["parameter"])
+            raise ValueError(f"{where}: keyword {said} is not what {parameter} is called here")
     return lines

@@ -106,6 +106,8 @@ def read_batches(place: Path, progress: Progress = silent) -> Reading:
     digests: dict[str, str] = {}
     with intact(place):
         for name, content in members(place, wanted.__contains__, progress):
+            if wanted[name] in found:
+                raise ValueError(f"{place}: {name} is there twice")
             # One byte more shows that a file is too long.
             packed = content.read(RECORDS * RECORD_BYTES + 1)
             found[wanted[name]] = _batch(packed, f"{place}: {name}")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lra.tasks.archive import find_release, intact, members, shown
+from lra.tasks.archive import find_release, intact, lines, members, shown
 from lra.tasks.base import Documents, Examples, Place, Progress, Reading, Task, documents, silent
 from lra.tasks.draws import Draws
 
@@ -248,9 +248,12 @@ def read_release(place: Path, max_len: int, progress: Progress = silent) -> Read
     digests: dict[str, str] = {}
     truncated = 0
     with intact(place):
-        for name, lines in members(place, lambda name: "/".join(name.split("/")[-2:]) in wanted, progress):
+        for name, content in members(place, lambda name: "/".join(name.split("/")[-2:]) in wanted, progress):
             split = wanted["/".join(name.split("/")[-2:])]
-            parsed = _Released(lines, f"{place}: {name}", max_len)
+            if split in found:
+                raise ValueError(f"{place}: {name} is there twice")
+            source = f"{place}: {name}"
+            parsed = _Released(lines(content, source), source, max_len)
             found[split] = list(parsed)
             digests[RELEASED_FILES[split]] = parsed.digest.hexdigest()
             truncated += parsed.truncated

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,7 +24,7 @@ import numpy as np
 
 from lra.arrays import pieces
 from lra.tasks import snakes
-from lra.tasks.archive import find_release, intact, members, shown
+from lra.tasks.archive import find_release, intact, lines, members, shown, whole
 from lra.tasks.base import Documents, Examples, Place, Progress, Reading, Task, silent
 from lra.tasks.draws import Draws
 from lra.tasks.vocabularies import PIXELS
@@ -38,6 +39,8 @@ RELEASED_FOLDERS = {
     "intermediate": "curv_contour_length_9",
     "hard": "curv_contour_length_14",
 }
+# Many times the bytes of a published image.
+LARGEST = 1 << 20
 # Pixels of the images that are held at once.
 BLOCK_PIXELS = 1 << 22
 
@@ -188,6 +191,10 @@ class _Row(NamedTuple):
     file: str
     number: int  # the line in its file, from 1
 
+    @property
+    def shown(self) -> str:
+        return shown(self.image.encode())[1:-1]
+
 
 def _folder(resolution: int, difficulty: str) -> str:
     return f"pathfinder{resolution}/{RELEASED_FOLDERS[difficulty]}"
@@ -211,16 +218,16 @@ def read_release(place: Path, resolution: int, difficulty: str, scratch: Path, p
             if found[1].startswith("imgs/"):
                 if found[1] in spool.places:
                     raise ValueError(f"{place}: {name} is there twice")
-                spool.places[found[1]] = (out.tell(), out.write(content.read()))
+                spool.places[found[1]] = (out.tell(), out.write(whole(content, LARGEST, f"{place}: {name}")))
                 continue
             for row in _rows(f"{place}: {name}", content, difficulty):
                 if (other := rows.setdefault(row.image, row)) is not row:
-                    raise ValueError(_at(row, f"{row.image} is in {other.file.removeprefix(f'{place}: ')} too"))
+                    raise ValueError(_at(row, f"{row.shown} is in {other.file.removeprefix(f'{place}: ')} too"))
     if not rows:
         raise ValueError(f"{place} holds no {folder}/metadata/*.npy")
     for row in rows.values():
         if row.image not in spool.places:
-            raise ValueError(_at(row, f"there is no {row.image}"))
+            raise ValueError(_at(row, f"there is no {row.shown}"))
     for image in spool.places:
         if image not in rows:
             raise ValueError(f"{place}: {folder}/{image} has no line in the metadata")
@@ -247,7 +254,7 @@ def _at(row: _Row, finding: str) -> str:
 def _rows(file: str, content: IO[bytes], difficulty: str) -> Iterator[_Row]:
     """The lines of one metadata file: folder, file, number and label of an image, and parameters of the generator."""
     number = 0
-    for number, line in enumerate(content, start=1):
+    for number, line in enumerate(lines(content, file), start=1):
         if number == 1 and line.startswith(b"\x93NUMPY"):
             raise ValueError(f"{file} is a NumPy array, expected lines of text as they were published")
         fields = line.split()
@@ -290,10 +297,13 @@ def _decode(content: bytes, name: str, resolution: int) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            found = image.size, image.mode
-            if found == ((resolution, resolution), "L"):
-                return np.asarray(image)
+        # Pillow warns of what is too large or half broken, and goes on with it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                found = image.size, image.mode
+                if found == ((resolution, resolution), "L"):
+                    return np.asarray(image)
     except Exception as error:  # a broken file raises nearly anything
         raise ValueError(f"{name} is no whole PNG file") from error
     (width, height), mode = found

@@ -25,7 +25,16 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from lra.tasks import pair_statistics
-from lra.tasks.archive import RELEASE, RELEASE_ADDRESS, RELEASE_FOLDERS, files, intact, members, shown
+from lra.tasks.archive import (
+    LINE_BYTES,
+    RELEASE,
+    RELEASE_ADDRESS,
+    RELEASE_FOLDERS,
+    files,
+    intact,
+    members,
+    shown,
+)
 from lra.tasks.base import Documents, Examples, Pairs, Place, Progress, Reading, Task, silent
 from lra.tasks.draws import Draws
 from lra.tasks.vocabularies import BYTES
@@ -39,7 +48,6 @@ FILES = {
 COUNTS = {"train": 147_086, "validation": 18_090, "test": 17_437}
 # A part of the records holds at most 256 MB of documents of this length: more, and there would be thousands of parts.
 LONGEST = 65_536
-LINE_BYTES = 64 << 20
 PAPERS_PER_BLOCK = 1_024
 
 SEED = 0
@@ -114,6 +122,8 @@ def read_aan(place: Path, max_len: int, scratch: Path, progress: Progress = sile
     digests: dict[str, str] = {}
     with intact(place):
         for split, source, content in _contents(place, progress):
+            if split in found:
+                raise ValueError(f"{source} is there twice")
             digest = hashlib.sha256()
             found[split] = _collect(read_rows(content, source, digest), scratch / split, max_len)
             digests[FILES[split]] = digest.hexdigest()

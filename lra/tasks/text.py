@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lra.tasks.archive import find, intact, members
+from lra.tasks.archive import find, intact, members, whole
 from lra.tasks.base import Documents, Examples, Place, Progress, Reading, Task, documents, silent
 from lra.tasks.download import Published, fetch
 from lra.tasks.draws import Draws
@@ -43,15 +43,16 @@ FOLDERS = ("aclImdb/aclImdb", "aclImdb")
 # Reviews beside them without a rating, and names that begin with a dot, are passed over.
 REVIEW = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/([^./][^/]*)")
 FILMS = re.compile(r"(?:.*/)?train/urls_(neg|pos)\.txt")
-NAME = re.compile(r"([0-9]+)_([0-9]+)\.txt")
+NAME = re.compile(r"([0-9]{1,9})_([0-9]{1,9})\.txt")
 # A class is its place here, as in TFDS; the ratings are those that the archive's authors kept.
 RATINGS = {"neg": range(1, 5), "pos": range(7, 11)}
 PUBLISHED = {
     "clean": {"train": 22_500, "validation": 2_500, "test": 25_000},
     "legacy": {"train": 25_000, "validation": 25_000, "test": 25_000},
 }
-# Several times the longest review.
+# Several times the longest review, and what a list of addresses has.
 LONGEST = 65_536
+ADDRESSES = 16 << 20
 DOCUMENTS_PER_BLOCK = 1_024
 
 SYNTHETIC_COUNTS = {"train": 1_024, "validation": 256, "test": 256}
@@ -164,17 +165,20 @@ def read_reviews(place: Path, progress: Progress = silent) -> tuple[dict[Review,
     with intact(place):
         for name, content in members(place, _wanted, progress):
             if films := FILMS.fullmatch(name):
-                addresses[films[1]] = [line.strip() for line in content.read().splitlines()]
+                found = whole(content, ADDRESSES, f"{place}: {name}")
+                if films[1] in addresses:
+                    raise ValueError(f"{place}: {name} is there twice")
+                addresses[films[1]] = [line.strip() for line in found.splitlines()]
             elif (review := _review(name, place)) in texts:
                 raise ValueError(f"{place}: {name} is another review {review.number} of {review.part}/{review.kind}")
-            elif text := content.read():
+            elif text := whole(content, LONGEST, f"{place}: {name}"):
                 texts[review] = text
             else:
                 raise ValueError(f"{place}: {name} is empty")
-    found = {(review.part, review.kind) for review in texts}
+    kinds = {(review.part, review.kind) for review in texts}
     for part in ("train", "test"):
         for kind in RATINGS:
-            if (part, kind) not in found:
+            if (part, kind) not in kinds:
                 raise ValueError(f"{place} holds no {part}/{kind}/<id>_<rating>.txt")
     return texts, addresses
 

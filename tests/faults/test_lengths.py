@@ -20,7 +20,7 @@ from lra.loop import build
 from lra.model import Classifier
 from lra.words import WordError
 from tests.faults import amount, draws
-from tests.faults.trials import CLASSES, SEQ_LEN, VARIANTS, VOCABULARY, configured, documents, start
+from tests.faults.trials import CLASSES, SEQ_LEN, VARIANTS, VOCABULARY, configured, cores, documents, start
 
 # The kernel for CPUs and what computes the same without one; other variants have one way alone.
 COMPILED = ("mra", "mra2", "mra2_s", "mra2_tiled", "bigbird")
@@ -124,7 +124,7 @@ def test_the_longest_document_and_one_less_are_computed_and_one_more_is_refused(
     tally: Counter[str], variant: str, kernel: str
 ) -> None:
     model = model_of(variant)
-    core = next(block for block in model.encoder.blocks).attend.attention
+    core = next(cores(model))
     most = core.seq_len
     assert most == SEQ_LEN
     for length in (most - 1, most):

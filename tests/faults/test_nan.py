@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -46,7 +47,7 @@ def spoil(tensor: Tensor, draw: Random, value: float) -> None:
         tensor.view(-1)[draw.randrange(tensor.numel())] = value
 
 
-def spoiler(where: str, step: int, value: float, draw: Random) -> tuple[list[str], object]:
+def spoiler(where: str, step: int, value: float, draw: Random) -> tuple[list[str], Callable[[Trainer], None]]:
     """What prepares a trainer for one odd number at `step`, and the name of what it will be in."""
     named: list[str] = []
 

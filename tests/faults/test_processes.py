@@ -22,6 +22,7 @@ from tests.faults.trials import (
     Ended,
     at_step,
     configured,
+    cores,
     data_for,
     demand_finite_files,
     paired,
@@ -32,9 +33,9 @@ from tests.test_ranks import together
 
 def still(trainer: Trainer) -> None:
     """Let the variants use what they drew when they were built: in training each process draws for itself."""
-    for block in trainer.model.encoder.blocks:
-        core = block.attend.attention.eval()
-        core.train = lambda mode=True, core=core: core  # type: ignore[method-assign]
+    for core in cores(trainer.model):
+        core.eval()
+        core.train = lambda mode=True, core=core: core  # type: ignore[assignment, misc]
 
 
 def on(
@@ -113,8 +114,8 @@ def test_an_odd_number_on_one_process_ends_all_at_one_step_for_one_reason(
         ends = on(
             world, configured(variant, log_every=draw.choice((1, 4))), data_for(variant), tmp_path / f"{trial}", spoil
         )
-        why = [end.why for end in ends]
-        assert all(isinstance(each, Diverged) for each in why)
+        why = [end.why for end in ends if isinstance(end.why, Diverged)]
+        assert len(why) == len(ends)
         assert {(each.step, each.why) for each in why} == {(why[0].step, why[0].why)}
         assert step <= why[0].step <= next(saved for saved in (4, 5, 8, 10) if saved >= step)
         demand_finite_files(tmp_path / f"{trial}")

@@ -67,7 +67,7 @@ def test_a_result_is_a_row_of_the_table_or_a_line_beneath_it(room: Path, tally: 
             drawn += 1
             if drawn % 10 == 1:
                 table = cells(runs)
-                page = contents(table, problems, "", [], "", 0.0)
+                page = contents(table, problems, "", None, "", 0.0)
                 json.loads(embedded(page).replace("\\u003c", "<"))
                 assert markdown(table, page["problems"], "").encode()
                 assert comma_separated(table).encode()

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from attention_zoo import ZOO
+from attention_zoo.base import Attention
 from lra.config import Config, Model, Train
 from lra.data import Data, Split
 from lra.endings import Diverged
 from lra.loop import Trainer, build
+from lra.model import Classifier, MultiHead
 from lra.progress import Display
 from lra.ranks import ALONE, Ranks
 from lra.run import Run, RunFolder
@@ -50,7 +52,7 @@ class Ended(NamedTuple):
     trainer: Trainer
     records: list[dict[str, Any]]
     why: BaseException | None
-    logits: np.ndarray | None  # of the test split
+    logits: Any  # (E, classes) of the test split, None where there are none
 
     def bits(self) -> tuple[Any, ...]:
         """All that a run is compared by, the time that it took aside."""
@@ -141,12 +143,21 @@ def start(
     return Ended(folder, trainer, records(folder) if ranks.first else [], why, logits)
 
 
+def cores(model: Classifier) -> Iterator[Attention]:
+    """The attention of each layer."""
+    return (module.attention for module in model.modules() if isinstance(module, MultiHead))
+
+
 def at_step(step: int, act: Callable[[Trainer], object]) -> Callable[[Trainer], None]:
     """What prepares a run for `act` right after the update of `step`."""
 
     def prepare(trainer: Trainer) -> None:
         # The count of steps goes up after the update.
-        trainer.optimizer.register_step_post_hook(lambda *_: act(trainer) if trainer.state.step == step - 1 else None)
+        def hook(*given: object) -> None:
+            if trainer.state.step == step - 1:
+                act(trainer)
+
+        trainer.optimizer.register_step_post_hook(hook)
 
     return prepare
 

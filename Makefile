@@ -87,6 +87,17 @@ format: .venv/.ready ## put the code in its standard form
 	@$(PY) -m ruff check --fix-only --quiet $(CODE)
 	@$(PY) -m ruff format $(CODE)
 
+# For the maintainer, with uv on the PATH. What the locks have stays as long as pyproject.toml allows it.
+lock: ## the locks again, from pyproject.toml, with uv:  make lock ARGS=--upgrade
+	@command -v uv >/dev/null || { echo "error: no uv on the PATH; pip install uv, in an environment of its own" >&2; exit 2; }
+	@sh -euc "$$LOCK" sh $(ARGS)
+
+audit: .venv/.audit ## known vulnerabilities of what the locks name, by pip-audit (asks a service on the internet)
+	@exec $(PY) -m tests.audit $(WORDS) $(ARGS)
+
+licences: .venv/.peers .venv/.dashboard .venv/.audit ## docs/licences.md again, from what is installed
+	@exec $(PY) -m tests.faults.licences
+
 clean: ## remove caches and build products; runs and data stay
 	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -98,7 +109,7 @@ help: ## this list
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
 TARGETS := lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser test-faults test-cluster test-gpu test-gpu-sanitizer \
-  check-cuda peers lint format clean help
+  check-cuda peers lint format lock audit licences clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
 CODE := lra attention_zoo csrc benchmarks tests
@@ -112,7 +123,7 @@ WORDS = $(foreach v,$(NAMES),$(call QUOTE,$v=$(value $v)))
 $(foreach v,$(NAMES),$(eval unexport $v))
 MAKEOVERRIDES :=
 
-UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers .venv/.dashboard,$(MAKECMDGOALS)))
+UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers .venv/.dashboard .venv/.audit,$(MAKECMDGOALS)))
 $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
 
 BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts soaked,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
@@ -129,13 +140,45 @@ endif
 
 .venv/.peers: requirements-peers.lock .venv/.ready
 	@echo "installing the public implementations (about 20 seconds) ..."
-	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --compile --requirement $<
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes --no-build-isolation --compile --requirement $<
 	@touch $@
 
 .venv/.dashboard: requirements-dashboard.lock .venv/.ready
 	@echo "installing trackio and selenium (about 10 seconds) ..."
-	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --compile --requirement $<
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes --no-build-isolation --compile --requirement $<
 	@touch $@
+
+.venv/.audit: requirements-audit.lock .venv/.ready
+	@echo "installing pip-audit (about 5 seconds) ..."
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes --no-build-isolation --compile --requirement $<
+	@touch $@
+
+# $1, which adds the extras $2 of pyproject.toml to the locks $3, made again. uv reads the old one for what may stay. torch goes into a lock
+# of its own, without hashes; its packages for CUDA are left to it, pip is what .venv has, and Linux and macOS are all there is.
+define LOCK
+DROPPED="/^[^ ]/ { kept = !/^(torch|triton|pip|nvidia-.*|cuda-.*)==|_(platform|name) == '(win32|emscripten|nt)'/ } kept"
+new=`mktemp -d`
+trap 'rm -rf "$$new"' EXIT
+relock() {
+  lock=$$1 extras=$$2 base=$$3
+  shift 3
+  cat $$lock requirements-torch.lock > "$$new/made"
+  uv pip compile pyproject.toml `printf -- '--extra %s ' $$extras` --universal --generate-hashes --no-annotate --no-header --quiet \
+    `for file in $$base; do echo --constraint $$file; sed -n 's/^\([^#= ][^= ]*\)==.*/--no-emit-package \1/p' $$file; done` "$$@" --output-file "$$new/made"
+  { grep '^#' $$lock; awk "$$DROPPED" "$$new/made"; } > "$$new/lock"
+  if [ $$lock = requirements.lock ]; then
+    { grep '^#' requirements-torch.lock; sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$$new/made"; } > "$$new/torch"
+    cat "$$new/torch" > requirements-torch.lock
+  fi
+  cat "$$new/lock" > $$lock
+}
+relock requirements.lock dev "" "$$@"
+base="requirements.lock requirements-torch.lock"
+relock requirements-peers.lock peers "$$base" "$$@"
+relock requirements-dashboard.lock "dashboard browser" "$$base" "$$@"
+relock requirements-audit.lock audit "$$base" "$$@"
+endef
+lock: export LOCK := $(LOCK)
 
 # Set-up. The stamp is written last and holds the path of the repository: a .venv that is half made, moved or broken is made
 # again. The lock dies with the process that holds it, and keeps two makes apart.
@@ -159,15 +202,17 @@ os.execvp("sh", ["sh", "-euc", *sys.argv[1:]])
 endef
 
 define SET_UP
-if [ .venv/.ready -nt requirements.lock ] && [ .venv/.ready -nt pyproject.toml ] && $(READY); then exit; fi
+if [ .venv/.ready -nt requirements.lock ] && [ .venv/.ready -nt requirements-torch.lock ] && [ .venv/.ready -nt pyproject.toml ] && $(READY); then exit; fi
 echo "setting up .venv (about 2 minutes) ..."
 trap 'echo "set-up failed: put right what is named above, then run make again" >&2' EXIT
 if [ -e .venv/.unfinished ] || ! { $(USABLE); }; then rm -rf .venv; "$$0" -m venv .venv; fi
 rm -f .venv/.ready
 : > .venv/.unfinished
 pip() { .venv/bin/python -m pip --quiet --quiet --disable-pip-version-check "$$@"; }
-pip install `grep '^setuptools==' requirements.lock`
-pip install --compile --no-build-isolation --requirement requirements.lock
+sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/setuptools.lock
+pip install --require-hashes --requirement .venv/setuptools.lock
+pip install --require-hashes --compile --no-build-isolation --requirement requirements.lock
+pip install --compile --no-build-isolation --requirement requirements-torch.lock
 pip install --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .
 .venv/bin/python -m compileall -q lra attention_zoo
 rm .venv/.unfinished
@@ -177,7 +222,7 @@ endef
 
 .venv/.ready: export LOCKED := $(LOCKED)
 .venv/.ready: export SET_UP := $(SET_UP)
-.venv/.ready: requirements.lock pyproject.toml $(shell $(READY) || echo FORCE)
+.venv/.ready: requirements.lock requirements-torch.lock pyproject.toml $(shell $(READY) || echo FORCE)
 	@for python in $(CANDIDATES); do \
 	  if $$python -c '$(SUITABLE)' 2>/dev/null; then exec $$python -c "$$LOCKED" "$$SET_UP" $$python; fi; \
 	done; echo 'error: $(or $(PYTHON),python3) is not Python 3.11 to 3.13 with venv; name one: make PYTHON=/path/to/python3.12' >&2; exit 2

@@ -26,6 +26,24 @@ if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi
 echo "$*" >> calls
 mkdir -p .venv/bin && cp venv_python .venv/bin/python
 """
+LOCK = """rich==1 \\
+    --hash=sha256:1
+setuptools==1 \\
+    --hash=sha256:2 \\
+    --hash=sha256:3
+torchless==1 \\
+    --hash=sha256:4
+"""
+# Prints the lock that it is to write again as it was, but for one package, and what only Windows and CUDA need.
+UV = """#!/bin/sh
+echo "$*" >> calls
+for out; do :; done
+case "$*" in *--constraint*) name=added;; *) name=torch;; esac
+printf '%s\\n' "$name==2 \\\\" '    --hash=sha256:6' \\
+  "colorama==1 ; sys_platform == 'win32' \\\\" '    --hash=sha256:7' \\
+  "kept==1 ; sys_platform != 'win32' \\\\" '    --hash=sha256:8' \\
+  "nvidia-x==1 ; sys_platform == 'linux' \\\\" '    --hash=sha256:9' > "$out"
+"""
 WORDS = [
     "train.lr=1e-3",
     "+foo=1",
@@ -60,7 +78,9 @@ def executable(path: Path, text: str) -> None:
 def bare(tmp_path: Path) -> Path:
     """A repository in which nothing is set up; the base Python is ./base_python."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "requirements.lock").write_text("setuptools==1\n")
+    (tmp_path / "requirements.lock").write_text(LOCK)
+    for extra in ("torch", "audit"):
+        (tmp_path / f"requirements-{extra}.lock").touch()
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "benchmarks").mkdir()
     for name in ("__init__", "speed", "memory"):
@@ -134,9 +154,11 @@ def test_all_words_reach_python_together(ready: Path) -> None:
         ("qkv", ["benchmarks.studies.qkv"]),
         ("figures", ["benchmarks.studies.figures"]),
         ("test-faults", ["tests.faults"]),
+        ("audit", ["tests.audit"]),
     ],
 )
 def test_a_target_runs_its_module_with_the_words(ready: Path, target: str, module: list[str]) -> None:
+    (ready / ".venv" / ".audit").touch()
     assert passed(ready, target, "task=listops", "ARGS=--cfg job") == ["-m", *module, "task=listops", "--cfg", "job"]
 
 
@@ -147,6 +169,59 @@ def test_a_dashboard_in_the_browser_installs_what_it_needs_once(ready: Path) -> 
     assert len(installed) == 1
     assert passed(ready, "dashboard", "view=trackio") == ["-m", "lra.dashboard", "view=trackio"]
     assert [call for call in calls(ready) if "requirements-dashboard.lock" in call] == installed
+
+
+@pytest.mark.parametrize("name", ["peers", "dashboard", "audit"])
+def test_what_is_added_to_the_set_up_is_installed_by_its_hashes_and_alone(ready: Path, name: str) -> None:
+    (ready / f"requirements-{name}.lock").touch()
+    assert make(ready, f".venv/.{name}").returncode == 0
+    (call,) = calls(ready)
+    assert {"--require-hashes", "--no-deps"} <= set(call.split())
+    assert call.endswith(f"--requirement requirements-{name}.lock")
+
+
+def locks_again(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make lock` with a uv of ours."""
+    for extra in ("peers", "dashboard", "audit", "torch"):
+        (repository / f"requirements-{extra}.lock").write_text(f"# {extra}\n")
+    (repository / "requirements.lock").write_text("# one\n# two\nold==1 \\\n    --hash=sha256:5\n")
+    (repository / "tools").mkdir()
+    executable(repository / "tools" / "uv", UV)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{repository / 'tools'}:{os.environ['PATH']}")
+        return make(repository, "lock", *words)
+
+
+def test_locks_are_made_again_without_what_torch_brings_and_windows_needs(ready: Path) -> None:
+    done = locks_again(ready, "ARGS=--upgrade")
+    assert (done.returncode, done.stderr) == (0, "")
+    kept = "kept==1 ; sys_platform != 'win32' \\\n    --hash=sha256:8\n"
+    assert (ready / "requirements.lock").read_text() == f"# one\n# two\n{kept}"
+    assert (ready / "requirements-torch.lock").read_text() == "# torch\ntorch==2\n"
+    for extra in ("peers", "dashboard", "audit"):
+        text = (ready / f"requirements-{extra}.lock").read_text()
+        assert text == f"# {extra}\nadded==2 \\\n    --hash=sha256:6\n{kept}"
+    first, *others = calls(ready)
+    assert "--generate-hashes" in first
+    assert "--upgrade" in first
+    assert "--no-emit-package" not in first
+    assert len(others) == 3
+    assert all(
+        "--no-emit-package kept --constraint requirements-torch.lock --no-emit-package torch" in call for call in others
+    )
+    assert "--extra dashboard --extra browser" in others[1]
+
+
+def test_locks_without_uv_are_one_line(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ready / "tools").mkdir()
+    for tool in ("make", "sh", "awk", "sort", "cat", "python3"):
+        path = shutil.which(tool)
+        assert path
+        (ready / "tools" / tool).symlink_to(path)
+    monkeypatch.setenv("PATH", str(ready / "tools"))
+    done = make(ready, "lock")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("error: no uv on the PATH")
 
 
 def test_bench_takes_the_name_of_a_benchmark(ready: Path) -> None:
@@ -224,7 +299,8 @@ def test_help_names_every_target_once(bare: Path) -> None:
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
     expected = (
         "lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity"
-        " test-browser test-faults test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format clean help"
+        " test-browser test-faults test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format lock audit"
+        " licences clean help"
     )
     assert sorted(listed) == sorted(expected.split())
     assert not (bare / "calls").exists()
@@ -235,11 +311,14 @@ def test_the_first_call_sets_up_and_the_second_does_not(bare: Path) -> None:
     steps = calls(bare)
     assert steps[0] == "-m venv .venv"
     assert [step.split("check ")[-1] for step in steps[1:]] == [
-        "install setuptools==1",
-        "install --compile --no-build-isolation --requirement requirements.lock",
+        "install --require-hashes --requirement .venv/setuptools.lock",
+        "install --require-hashes --compile --no-build-isolation --requirement requirements.lock",
+        "install --compile --no-build-isolation --requirement requirements-torch.lock",
         "install --no-build-isolation --no-deps --config-settings editable_mode=compat --editable .",
         "-m compileall -q lra attention_zoo",
     ]
+    first = "setuptools==1 \\\n    --hash=sha256:2 \\\n    --hash=sha256:3\n"
+    assert (bare / ".venv" / "setuptools.lock").read_text() == first
     assert passed(bare, "lra", "seed=1") == ["-m", "lra.train", "seed=1"]
     assert calls(bare) == [*steps, "-m lra.train seed=1"]
 
@@ -257,7 +336,7 @@ def test_a_set_up_that_failed_starts_from_nothing_the_next_time(bare: Path) -> N
     assert calls(bare).count("-m venv .venv") == 2
 
 
-@pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml"])
+@pytest.mark.parametrize("changed", ["requirements.lock", "requirements-torch.lock", "pyproject.toml"])
 def test_changed_requirements_are_installed_into_the_same_venv(ready: Path, changed: str) -> None:
     stamp = (ready / ".venv" / ".ready").stat().st_mtime
     os.utime(ready / changed, (stamp + 1, stamp + 1))

@@ -117,5 +117,8 @@ def _opened(address: str, remedy: str) -> Any:
     if found:
         return found[0]
     given_up.set()
+    if failed and not isinstance(failed[0], OSError):
+        # The addresses are ours. What the error would repeat is a part of the proxy's, which may be a password.
+        raise ValueError(f"{address} cannot be reached (the environment's proxy is no address): {remedy}")
     reason = str(failed[0]) if failed else f"no answer in {ANSWER:g} s"
     raise ValueError(f"{address} cannot be reached ({reason}): {remedy}")

@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.test_tracker import wandb_records
+from tests.offline import wandb_records
 
 # Names of variables whose values stand in no other place: what writes the environment down writes these down too.
 MARKERS = {"LRA_CANARY_OF_THE_ENVIRONMENT": "environment-canary-5fd1c0"}

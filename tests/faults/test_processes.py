@@ -35,7 +35,7 @@ def still(trainer: Trainer) -> None:
     """Let the variants use what they drew when they were built: in training each process draws for itself."""
     for core in cores(trainer.model):
         core.eval()
-        core.train = lambda mode=True, core=core: core  # type: ignore[assignment, misc]
+        core.train = lambda mode=True, core=core: core  # type: ignore[method-assign, misc]
 
 
 def on(

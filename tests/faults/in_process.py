@@ -44,7 +44,7 @@ class Answer(NamedTuple):
         return self.stderr.splitlines()
 
 
-def made_up(data_dir: str, task: Task, source: str) -> Data:
+def made_up(data_dir: str, task: Task, source: str, verify: bool) -> Data:
     """A few short documents of a task's vocabulary."""
     rng = np.random.default_rng(0)
     splits, facts = [], {}

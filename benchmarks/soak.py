@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     "minutes": ("45", "how long"),
     "every": ("15", "seconds between two samples"),
+    "pause": ("20", "seconds between two rounds"),
     "attn": ("mra2", "the attention that trains all the time"),
     "out": ("benchmarks/results/soak.csv", "the CSV file"),
     "figure": ("docs/soak.svg", "the picture"),
@@ -57,8 +58,8 @@ class Broken(Exception):
 class Rounds:
     """What short commands do, again and again, until `stop`."""
 
-    def __init__(self, work: Path, environ: Mapping[str, str]) -> None:
-        self.work, self.environ = work, environ
+    def __init__(self, work: Path, environ: Mapping[str, str], pause: int = 0) -> None:
+        self.work, self.environ, self.pause = work, environ, pause
         self.count, self.seconds, self.mb, self.handles, self.left = 0, 0.0, 0.0, 0, 0
         self.failure = ""
         self._stop = threading.Event()
@@ -74,7 +75,7 @@ class Rounds:
 
     def _go(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(self.pause):
                 self._round()
         except Broken as broken:
             self.failure = str(broken)
@@ -214,7 +215,7 @@ def progress(record: Path) -> tuple[int, float]:
     return last.get("step", 0), last.get("seconds", 0.0)
 
 
-def soak(minutes: int, every: int, attn: str, tell: Callable[[str], None]) -> list[Sample]:
+def soak(minutes: int, every: int, pause: int, attn: str, tell: Callable[[str], None]) -> list[Sample]:
     """Let everything run for so long; a sample each `every` seconds. Raises Broken where a command fails."""
     samples: list[Sample] = []
     facts = attn, processor(), platform.python_version(), torch_version(), git_commit()
@@ -231,7 +232,7 @@ def soak(minutes: int, every: int, attn: str, tell: Callable[[str], None]) -> li
                 raise Broken(f"the run ended before its first steps: {(work / 'long.log').read_text().strip()}")
             time.sleep(0.5)
         watch = held_open.enter_context(watching(work, environ))
-        rounds = held_open.enter_context(Rounds(work, environ))
+        rounds = held_open.enter_context(Rounds(work, environ, pause))
         start, (step, clock), busy = time.monotonic(), progress(record), processor_seconds(long.pid)
         while (now := time.monotonic() - start) < 60 * minutes:
             time.sleep(max(start + every * (len(samples) + 1) - time.monotonic(), 0))
@@ -291,10 +292,11 @@ def run(options: dict[str, str]) -> int:
     """Soak, write, draw and judge, with a value for each of KEYS; returns the exit code."""
     minutes = whole_number("minutes", options["minutes"], least=1)
     every = whole_number("every", options["every"], least=1)
+    pause = whole_number("pause", options["pause"], least=0)
     if 60 * minutes < 18 * every:
         raise ValueError(f"every={every} gives fewer than 18 samples in {minutes} min")
     try:
-        samples = soak(minutes, every, options["attn"], lambda line: print(line, flush=True))
+        samples = soak(minutes, every, pause, options["attn"], lambda line: print(line, flush=True))
     except Broken as broken:
         print(f"error: {broken}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from lra.words import one_line, parse
+from lra.words import line_of, one_line, parse
 
 
 def answer_signals() -> None:
@@ -59,7 +59,7 @@ def command(
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return work(parse(given, {key: default for key, (default, _) in keys.items()}))
     except (ValueError, OSError) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {line_of(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}" if interrupted else "interrupted", file=sys.stderr)

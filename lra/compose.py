@@ -26,7 +26,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lra.config import Config, deviations, flat, run_path
-from lra.words import WordError, choose, explain, nearest, one_line
+from lra.words import WordError, choose, explain, line_of, nearest, one_line
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Groups of which a run may have a file or not.
@@ -41,7 +41,7 @@ HYDRA_GROUPS = ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_lo
 def tell(error: Exception) -> int:
     """Print the one line that the user reads, return the exit code."""
     wrong = isinstance(error, WRONG_WORDS)
-    print(f"error: {one_line(explain(error, known_keys) if wrong else str(error))}", file=sys.stderr)
+    print(f"error: {one_line(explain(error, known_keys)) if wrong else line_of(error)}", file=sys.stderr)
     return 2 if wrong else 1
 
 

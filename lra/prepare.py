@@ -33,7 +33,7 @@ from lra.files import sync_folder
 from lra.seal import sealed
 from lra.tasks import TASKS, task
 from lra.tasks.base import Place, Reading, Task, builder, pair_builder, parts
-from lra.words import WordError, one_line, parse
+from lra.words import LONG, WordError, line_of, one_line, parse
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -361,10 +361,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts, source, data_dir = _task(arguments.words)
             (doctor if arguments.doctor else prepare)(facts, source, data_dir)
     except ValueError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {line_of(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: data_dir={one_line(f'{data_dir} cannot be used: {error}')}", file=sys.stderr)
+        print(f"error: data_dir={one_line(f'{data_dir} cannot be used: {error}', LONG)}", file=sys.stderr)
         return 1
     except Mismatch as error:
         print(f"error: {error}", file=sys.stderr)

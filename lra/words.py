@@ -17,13 +17,27 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def one_line(text: str, most: int = 380) -> str:
-    """A message as one line that a terminal can show, cut in its middle and in words that nobody would read."""
+# Characters of a line about words, and of one that may name several paths.
+SHORT, LONG = 380, 900
+
+
+def one_line(text: str, most: int = SHORT) -> str:
+    """A message as one line that a terminal can show.
+
+    One of more than `most` characters is cut in its middle and in words that nobody would read, to at most SHORT.
+    """
     line = " ".join(
         "".join(each if each.isprintable() or each.isspace() else repr(each)[1:-1] for each in text).split()
     )
+    if len(line) <= most:
+        return line
     line = re.sub(r"\S{200,}", lambda long: f"{long[0][:120]}...{long[0][-20:]}", line)
-    return line if len(line) <= most else f"{line[: most // 2]} ... {line[5 - most // 2 :]}"
+    return line if len(line) <= SHORT else f"{line[: SHORT // 2]} ... {line[5 - SHORT // 2 :]}"
+
+
+def line_of(error: Exception) -> str:
+    """The one line that tells an error. What is said of words is kept short; paths are not cut but for a reason."""
+    return one_line(str(error), SHORT if isinstance(error, WordError) else LONG)
 
 
 def choose(key: str, value: str, allowed: Sequence[str]) -> str:

@@ -194,11 +194,11 @@ def stop(seed, split, count):
     yield from made(seed, split, count)
 listops.synthesize = stop""",
     "arrays": """
-import os; import numpy as np; save = np.save
+import os; from lra import prepare; save = prepare._save
 def stop(file, array):
     if 'val.labels' in file.name: os.kill(os.getpid(), {signal})
     save(file, array)
-np.save = stop""",
+prepare._save = stop""",
     "rename": """
 import os; from pathlib import Path; rename = Path.rename
 def stop(self, target):
@@ -280,11 +280,11 @@ def test_records_that_the_disk_does_not_take_are_one_line(tmp_path: Path) -> Non
 
 def test_arrays_that_the_disk_does_not_take_are_one_line(tmp_path: Path) -> None:
     full = f"""
-import numpy as np; save = np.save
+from lra import prepare; save = prepare._save
 def fail(file, array):
-    if 'val.labels' in file.name: raise OSError({errno.ENOSPC}, {os.strerror(errno.ENOSPC)!r}, file.name)
+    if 'val.labels' in file.name: raise OSError({errno.ENOSPC}, {os.strerror(errno.ENOSPC)!r}, str(file))
     save(file, array)
-np.save = fail"""
+prepare._save = fail"""
     code, _, err = run(tmp_path, SYNTHETIC, first=full)
     assert code == 1
     assert err.startswith(

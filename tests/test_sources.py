@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -140,14 +140,14 @@ def test_training_reads_it_without_tensorflow(prepared: Prepared, tmp_path: Path
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    save = np.save
+    save = prepare._save
 
-    def fail(file: Any, array: np.ndarray) -> None:
+    def fail(file: Path, array: np.ndarray) -> None:
         if "test.labels" in file.name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         save(file, array)
 
-    monkeypatch.setattr(np, "save", fail)
+    monkeypatch.setattr(prepare, "_save", fail)
     assert prepare.main([f"task={name}", SYNTHETIC, f"data_dir={tmp_path}"]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: data_dir={tmp_path} cannot be used: [Errno {errno.ENOSPC}] No space left on device")

@@ -7,6 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
+# Characters of a line about words, and of one that may name several paths.
+SHORT, LONG = 380, 900
+
+
 class WordError(ValueError):
     """A word was wrong: the message is the one line that the user reads, the exit code is 2."""
 
@@ -15,10 +19,6 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `allowed`, or nothing where none is close."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
-
-
-# Characters of a line about words, and of one that may name several paths.
-SHORT, LONG = 380, 900
 
 
 def one_line(text: str, most: int = SHORT) -> str:

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-
 # Characters of a line about words, and of one that may name several paths.
 SHORT, LONG = 380, 900
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,15 @@ def settings(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
         return str(config.hydra.runtime.choices["hydra/launcher"]), {str(key): value for key, value in chosen.items()}
 
 
+class Untold(Exception):
+    """What became of a cell is not in the folder of its sweep; the message says why."""
+
+
 def launch(folder: Path, cells: Sequence[int], words: Sequence[str]) -> None:
     """Run the cells of the sweep in `folder` with the launcher that the words choose, and return when all have ended.
 
-    What the launcher itself fails by is raised; what becomes of a cell is in the folder.
+    What the launcher itself fails by is raised; what becomes of a cell is in the folder, and Untold where it could not
+    be written there.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = configuration(words)
@@ -48,7 +55,20 @@ def launch(folder: Path, cells: Sequence[int], words: Sequence[str]) -> None:
             config=config,
         )
         # Hydra's sweeper would compose every cell twice before the first begins.
-        launcher.launch([[f"folder={folder}", f"cell={cell}"] for cell in cells], initial_job_idx=0)
+        ends = launcher.launch([[f"folder={folder}", f"cell={cell}"] for cell in cells], initial_job_idx=0)
+    if faults := [fault for end in ends or () if (fault := fault_of(end))]:
+        raise Untold(faults[0])
+
+
+def fault_of(end: Any) -> str:
+    """What a job of Hydra's failed by, empty where it did not."""
+    try:
+        # Hydra prints a line of its own before it raises what the job raised.
+        with contextlib.redirect_stderr(io.StringIO()):
+            end.return_value  # noqa: B018
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def configuration(words: Sequence[str]) -> DictConfig:

@@ -25,14 +25,14 @@ from lra.data import folder as data_folder
 from lra.files import write_text
 from lra.grid import SWEEPS, cells, key_of, merged, preset
 from lra.job import demand
-from lra.launch import LOCAL, launch, settings
+from lra.launch import LOCAL, Untold, launch, settings
 from lra.outcome import Reporter, conclude, outcomes
 from lra.plan import BUSY, DIVERGED, FAILED, OUT_OF_MEMORY, Planned, Sizes, ask, beside, many, plan, show
 from lra.run import Busy, Run
 from lra.slurm import under_way
 from lra.table import say
 from lra.tasks import task
-from lra.words import WordError, choose
+from lra.words import LONG, WordError, choose, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where each sweep has a folder of its own.
@@ -269,6 +269,9 @@ def run(
             launch(folder, range(len(queue)), words)
         except KeyboardInterrupt:
             print("ended at once: cells that still save do so by themselves", file=sys.stderr)
+        except Untold as error:
+            if not stop.signum:
+                print(f"error: {one_line(str(error), LONG)}; the same command goes on", file=sys.stderr)
         except Exception as error:
             # A worker that is killed takes the launcher with it; what became of the cells is on disk.
             if not stop.signum:

@@ -113,10 +113,12 @@ def test_the_doctor_tells_what_it_found_where_its_pictures_have_no_room(
             assert SAYS[fault] in done.stderr
             assert str(data_dir) in done.stderr
         assert "accuracy on test of train's most frequent label" in done.stdout
-        assert not list(data_dir.rglob("*.part"))
+        # From a disk that cannot be changed nothing can be removed: the next writer does it.
+        assert fault == "readonly" or not list(data_dir.rglob("*.part"))
         assert arrays(data_dir).items() >= base.whole.items()
     done = base.nursery.run(words, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+    assert not list(data_dir.rglob("*.part"))
 
 
 @pytest.mark.parametrize("room", [1, 200, 3_000][: amount(1, 3)])

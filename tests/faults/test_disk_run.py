@@ -104,7 +104,10 @@ def test_a_run_whose_disk_fails_says_so_and_ends_with_the_same_bits_when_it_is_m
             if name in left:
                 assert left[name].startswith(b"PK" if name.endswith("npz") else b"task:")
         again = base.train(folder)
-        assert (again.returncode, again.stderr) == (0, ""), operation
+        assert again.returncode == 0, again.stderr
+        # The disk was full between the two renamings of a checkpoint, and when the first was to be taken back.
+        renamed = "last.pt is missing: going on from step" in again.stderr and len(again.stderr.splitlines()) == 1
+        assert not again.stderr or (renamed and operation.name == "rename"), again.stderr
         assert_same_run(folder / "run", base.whole)
         assert not list(folder.rglob("*.part"))
         tally["disk: runs that did not end with the bits of an undisturbed one"] += 0
@@ -114,7 +117,8 @@ def test_a_run_whose_disk_fails_says_so_and_ends_with_the_same_bits_when_it_is_m
 @pytest.mark.parametrize("fault", ["full", "broken", "readonly"][: amount(1, 3)])
 def test_a_finished_run_is_left_as_it_is(base: Base, tmp_path: Path, fault: str) -> None:
     shutil.copytree(base.whole, tmp_path / "run")
-    done = base.train(tmp_path, Injection(tmp_path, tmp_path.parent / "notes", 1, fault))
+    # First of all the directory is made, if it is not there; then comes the lock.
+    done = base.train(tmp_path, Injection(tmp_path, tmp_path.parent / "notes", 2, fault))
     said_in_one_line(done, SAYS[fault], f"{tmp_path}/run/.lock")
     kept = whole_files(tmp_path / "run")
     assert kept == whole_files(base.whole)
@@ -139,8 +143,10 @@ def test_a_directory_taken_away_ends_its_run_and_nothing_is_written_in_its_place
             line = said_in_one_line(done, f"error: {folder}/run ")
             wanted = "is another directory now" if fault == "replaced" else "has been removed or renamed"
             assert wanted in line, line
-            tally["disk: files written in place of a directory that was taken"] += len(list(folder.rglob("run/*")))
-            assert not list(folder.rglob("run/*"))
+            # At the very instant of the exchange an empty folder may be made in what is there instead.
+            written = [path for path in (folder / "run").rglob("*") if path.is_file()]
+            tally["disk: files written in place of a directory that was taken"] += len(written)
+            assert not written
         else:
             # The last word had been written.
             assert base.operations[at - 1] == base.operations[-1]

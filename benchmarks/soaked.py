@@ -61,7 +61,7 @@ PANELS = (
     ("steps a second of the run", {"steps_per_s": ""}),
     ("memory, MB", {"trainer_mb": RUN, "beside_mb": BESIDE, "watch_mb": WATCH, "round_mb": ROUND}),
     ("open files", {"trainer_handles": RUN, "beside_handles": BESIDE, "watch_handles": WATCH, "round_handles": ROUND}),
-    ("disk, MB", {"checkpoint_mb": "checkpoints", "data_mb": "data", "record_mb": "metrics.jsonl", "view_mb": BESIDE}),
+    ("disk, MB", {"checkpoint_mb": "checkpoints", "data_mb": "data", "record_mb": "metrics.jsonl", "view_mb": "W&B's files"}),
 )
 
 

@@ -1,7 +1,6 @@
 """A run that is killed and started again ends with the bits of one that never was."""
 
 import os
-import random
 import signal
 from pathlib import Path
 
@@ -32,16 +31,6 @@ def start_and_signal(folder: Path, signums: int | tuple[int, ...], line: str, *w
             pytest.fail(f"no line with {line!r} in:\n{seen}")
         seen += process.stdout.read()
     return process.code, seen
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_kill_9_at_random_steps_loses_nothing_that_counts(tmp_path: Path, undisturbed: Path, seed: int) -> None:
-    steps = sorted(random.Random(seed).sample(range(1, 40), 3))
-    for step in steps:
-        code, seen = start_and_signal(tmp_path, signal.SIGKILL, f"step {step}/40")
-        assert code == -signal.SIGKILL, seen
-    train(tmp_path)
-    assert_same_run(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.parametrize(

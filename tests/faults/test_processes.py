@@ -57,8 +57,7 @@ def test_the_losses_of_every_variant_are_those_of_one_process_up_to_rounding(
     tmp_path: Path, tally: Counter[str], variant: str
 ) -> None:
     """Batches that do not divide evenly, documents of one token among them; also pairs of documents."""
-    # There are no pairs of pictures.
-    for way in ("documents", "pairs")[: 1 if variant.endswith("_tiled") else amount(1, 2)]:
+    for way in ("documents", "pairs")[: amount(1, 2)]:
         data = data_for(variant) if way == "documents" else paired(data_for(variant))
 
         def trained(name: str, world: int, **train: Any) -> list[Ended]:

@@ -112,7 +112,7 @@ def configured(variant: str, seed: int = 0, model: dict[str, Any] | None = None,
     size = {"dim": 16, "head_dim": 8, "ffn": 16, "seq_len": SEQ_LEN, "dropout": 0.0, **(model or {})}
     task = {"name": "listops", "source": "synthetic", "version": "1.0.0", "mask_zero_pixels": False}
     chosen = Train(**{**options, "lr": 1e-3, **train})
-    return Config(task=task, attn=VARIANTS[variant], seed=seed, model=Model(**size), train=chosen)
+    return Config(task=task, attn=dict(VARIANTS[variant]), seed=seed, model=Model(**size), train=chosen)
 
 
 def start(

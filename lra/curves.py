@@ -54,7 +54,7 @@ def _curve(records: Sequence[Any]) -> Curve:
         raise ValueError("a step is no whole number, or a split has no name")
     loss = _numbers([record.get("loss") for record in records])
     accuracy = _numbers([record.get("accuracy") for record in records])
-    return Curve(steps, loss, [100 * share for share in accuracy])
+    return Curve(steps, loss, _numbers([100 * share for share in accuracy]))
 
 
 def _numbers(values: list[Any]) -> list[float]:

@@ -24,7 +24,7 @@ from lra.folders import read_config, visible
 from lra.grid import Cell
 from lra.lock import holder
 from lra.pace import Pace
-from lra.run import MOST_SHOWN
+from lra.run import some
 from lra.seal import demand_result
 from lra.table import say
 from lra.words import WordError
@@ -86,11 +86,7 @@ def refuse_strangers(cell: Cell) -> None:
         mine = identity(cell.run.plain)
         differ = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
         if differ:
-            shown = [
-                f"{visible(key)[:60]}={reprlib.repr(theirs.get(key)).strip(chr(39))}" for key in differ[:MOST_SHOWN]
-            ]
-            more = [f"{len(differ) - MOST_SHOWN} more"] if len(differ) > MOST_SHOWN else []
-            there = ", ".join([*shown, *more])
+            there = some([f"{visible(key)[:60]}={reprlib.repr(theirs.get(key)).strip(chr(39))}" for key in differ])
             raise WordError(f"{cell.name}: {cell.path} holds a run with {there}; fresh=true puts it aside")
 
 

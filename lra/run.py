@@ -10,7 +10,7 @@ import reprlib
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -28,7 +28,14 @@ from lra.words import WordError
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 # Keys that are named where two configurations differ.
-MOST_SHOWN = 5
+MOST_SHOWN, WIDEST = 5, 220
+
+
+def some(differ: Sequence[str]) -> str:
+    """The first of the keys that differ, and how many there are more."""
+    shown = ", ".join(differ[:MOST_SHOWN])
+    more = f" and {len(differ) - MOST_SHOWN} more" if len(differ) > MOST_SHOWN else ""
+    return f"{shown if len(shown) <= WIDEST else f'{shown[:WIDEST]}...'}{more}"
 
 
 class Failed(Exception):
@@ -189,11 +196,9 @@ class Run(RunFolder):
                 for key in sorted(mine.keys() | theirs.keys())
                 if mine.get(key) != theirs.get(key)
             ]
-            if len(differ) > MOST_SHOWN:
-                differ[MOST_SHOWN:] = [f"and {len(differ) - MOST_SHOWN} more"]
             if differ:
                 raise WordError(
-                    f"{self.path} holds a run with another configuration: {', '.join(differ)}; "
+                    f"{self.path} holds a run with another configuration: {some(differ)}; "
                     "choose another run_dir, or fresh=true puts that run aside"
                 )
         write_text(file, yaml.safe_dump(self.config, sort_keys=False), self.demand)

@@ -281,8 +281,10 @@ def test_an_odd_number_in_one_place_stays_in_its_example_and_is_seen(
         for x, y in zip((found.out, *found.gradients), (expected.out, *expected.gradients), strict=True):
             assert torch.equal(x[others], y[others]), said
         if math.isnan(value):
-            # The weight of a single key is 1 whatever its logit: then the gradients tell.
-            seen = [found.out, *(found.gradients if len(real) == 1 else ())]
+            # The weight of a single key is 1 whatever its logit, and torch's fused softmax may weigh two keys as if a
+            # NaN among their logits were none: then the gradients tell.
+            few = len(real) == 1 or (len(real) == 2 and name.startswith("softmax"))
+            seen = [found.out, *(found.gradients if few else ())]
             assert not all(bool(x[b].isfinite().all()) for x in seen), said
         if mask is not None:
             for x in (found.out, *found.gradients):

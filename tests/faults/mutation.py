@@ -304,6 +304,8 @@ def redrawn(draws: Random, content: bytes) -> bytes:
         (size,) = struct.unpack_from(">I", content, at)
         chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
         at += 12 + size
+    if not chunks:
+        return content
     for _ in range(draws.choice((1, 1, 2, 3))):
         at = draws.randrange(len(chunks))
         kind, inner = chunks[at]

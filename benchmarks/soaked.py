@@ -56,12 +56,12 @@ JUDGED = {
     "round_s": "s", "round_mb": "MB", "round_handles": "", "checkpoint_mb": "MB", "data_mb": "MB", "scratch": "",
     "left": "",
 }  # fmt: skip
-RUN, BESIDE, WATCH, ROUND = "the run", "W&B's process", "make watch", "a round"
+RUN, BESIDE, WATCH, ROUND, FILES = "the run", "W&B's process", "make watch", "a round", "W&B's files"
 PANELS = (
     ("steps a second of the run", {"steps_per_s": ""}),
     ("memory, MB", {"trainer_mb": RUN, "beside_mb": BESIDE, "watch_mb": WATCH, "round_mb": ROUND}),
     ("open files", {"trainer_handles": RUN, "beside_handles": BESIDE, "watch_handles": WATCH, "round_handles": ROUND}),
-    ("disk, MB", {"checkpoint_mb": "checkpoints", "data_mb": "data", "record_mb": "metrics.jsonl", "view_mb": "W&B's files"}),
+    ("disk, MB", {"checkpoint_mb": "checkpoints", "data_mb": "data", "record_mb": "metrics.jsonl", "view_mb": FILES}),
 )
 
 

@@ -328,6 +328,10 @@ def read_until_over(over: Callable[[], bool], runs: Path, folder: Path, tally: C
             return seen
 
 
+def running(process: forks.Started) -> bool:
+    return Path(f"/proc/{process.pid}/cmdline").exists() and bool(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+
+
 def sweeping(alone: Path, *words: str) -> list[str]:
     """A sweep of tiny cells."""
     tiny = [word for word in same_run(alone, alone)[2:] if not word.startswith("run_dir=")]

@@ -117,8 +117,8 @@ def test_a_run_whose_disk_fails_says_so_and_ends_with_the_same_bits_when_it_is_m
 @pytest.mark.parametrize("fault", ["full", "broken", "readonly"][: amount(1, 3)])
 def test_a_finished_run_is_left_as_it_is(base: Base, tmp_path: Path, fault: str) -> None:
     shutil.copytree(base.whole, tmp_path / "run")
-    # First of all the directory is made, if it is not there; then comes the lock.
-    done = base.train(tmp_path, Injection(tmp_path, tmp_path.parent / "notes", 2, fault))
+    # Two folders are made first, if they are not there; then comes the lock.
+    done = base.train(tmp_path, Injection(tmp_path, tmp_path.parent / "notes", 3, fault))
     said_in_one_line(done, SAYS[fault], f"{tmp_path}/run/.lock")
     kept = whole_files(tmp_path / "run")
     assert kept == whole_files(base.whole)

@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -14,6 +15,7 @@
 #include <tuple>
 
 #include "block_sparse.hpp"
+#include "dropout.hpp"
 #include "padding.hpp"
 
 using torch::headeronly::ScalarType;
@@ -125,16 +127,31 @@ struct Sorted {
     }
 };
 
+// Weights are dropped with the probability threshold / 2^16.
+ZooDrop drop_of(const ZooShape& s, const ZooPairs& pairs, bool prior, int64_t seed, int64_t threshold) {
+    STD_TORCH_CHECK(threshold >= 0 && threshold < 65536, "threshold=", threshold, " must be below 2^16");
+    STD_TORCH_CHECK(!threshold || (s.block_size == 64 && !prior), "weights of blocks of ", s.block_size,
+                    prior ? " with" : " without", " virtual keys cannot be dropped: blocks of 64 without");
+    for (int64_t row = 0; threshold && row < s.heads * s.count; ++row) {
+        const int64_t head = row / s.count;
+        const int32_t *start = pairs.row_start + row + head, *keys = pairs.keys + head * s.pairs;
+        STD_TORCH_CHECK(std::is_sorted(keys + start[0], keys + start[1]), "to be dropped, the key blocks of a query block must be sorted");
+    }
+    return {static_cast<uint64_t>(seed), static_cast<uint32_t>(threshold),
+            static_cast<float>(65536.0 / static_cast<double>(65536 - threshold))};
+}
+
 std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor blocks, int64_t block_size, double scale,
                                    std::optional<Tensor> mask, std::optional<Tensor> prior_logit,
-                                   std::optional<Tensor> prior_value) {
+                                   std::optional<Tensor> prior_value, int64_t seed, int64_t threshold) {
     const ZooShape shape = shape_of(q, blocks, block_size, scale);
     const Sorted sorted(shape, blocks, false);
+    const ZooDrop drop = drop_of(shape, sorted.pairs, prior_logit.has_value(), seed, threshold);
     Tensor out = like(q, {shape.heads, shape.length, shape.dim}), lse = like(q, {shape.heads, shape.length});
     const Arrays of(shape);
     const ZooForward p = {shape, sorted.pairs, of.tokens(q, "q"), of.tokens(k, "k"), of.tokens(v, "v"), of.mask(mask),
                           of.logits(prior_logit), of.values(prior_value, prior_logit.has_value()),
-                          fresh(out), fresh(lse)};
+                          fresh(out), fresh(lse), drop};
     const int isa = level();
     torch::stable::parallel_for(0, shape.heads * shape.count, 1,
                                 [&](int64_t begin, int64_t end) { zoo_forward(&p, isa, begin, end); });
@@ -157,7 +174,8 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 Gradients attention_backward(const ZooShape& shape, const Sorted& sorted, const Tensor& d_out, const Tensor& d_lse,
                              const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
                              const std::optional<Tensor>& mask, const std::optional<Tensor>& prior_logit,
-                             const std::optional<Tensor>& prior_value, const Coarse& coarse = {}) {
+                             const std::optional<Tensor>& prior_value, const ZooDrop& drop,
+                             const Coarse& coarse = {}) {
     Tensor shift = like(q, {shape.heads, shape.length}), total = like(q, {shape.heads, shape.length});
     Tensor d_q = like(q, {shape.heads, shape.length, shape.dim}), d_k = like(q, {shape.heads, shape.length, shape.dim}),
            d_v = like(q, {shape.heads, shape.length, shape.dim});
@@ -169,7 +187,7 @@ Gradients attention_backward(const ZooShape& shape, const Sorted& sorted, const 
                            of.rows(d_lse, "d_lse"), of.mask(mask), of.logits(prior_logit),
                            of.values(prior_value, prior_logit.has_value()),
                            fresh(shift), fresh(total), fresh(d_q), fresh(d_k), fresh(d_v), fresh(d_logit),
-                           fresh(d_value)};
+                           fresh(d_value), drop};
     const int isa = level();
     const auto parallel = [&](int64_t items, int64_t grain, void (*phase)(const ZooBackward*, int, int64_t, int64_t)) {
         torch::stable::parallel_for(0, items, grain,
@@ -193,10 +211,11 @@ Gradients attention_backward(const ZooShape& shape, const Sorted& sorted, const 
 
 Gradients backward(Tensor d_out, Tensor d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor blocks,
                    int64_t block_size, double scale, std::optional<Tensor> mask, std::optional<Tensor> prior_logit,
-                   std::optional<Tensor> prior_value) {
+                   std::optional<Tensor> prior_value, int64_t seed, int64_t threshold) {
     const ZooShape shape = shape_of(q, blocks, block_size, scale);
     const Sorted sorted(shape, blocks, !by_heads(shape.heads));
-    return attention_backward(shape, sorted, d_out, d_lse, q, k, v, out, lse, mask, prior_logit, prior_value);
+    const ZooDrop drop = drop_of(shape, sorted.pairs, prior_logit.has_value(), seed, threshold);
+    return attention_backward(shape, sorted, d_out, d_lse, q, k, v, out, lse, mask, prior_logit, prior_value, drop);
 }
 
 ZooCoarse coarse_of(const ZooShape& shape, const Sorted& sorted, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -274,7 +293,7 @@ std::tuple<Tensor, Tensor, Tensor> coarse_backward(Tensor d_out, Tensor q, Tenso
         zoo_coarse_backward(&c, isa, head, head + 1);
     };
     auto [d_q, d_k, d_v, d_logit, d_value] = attention_backward(shape, sorted, d_out, d_lse, q, k, v, out, lse, mask,
-                                                                prior_logit, prior_value, coarse);
+                                                                prior_logit, prior_value, ZooDrop{}, coarse);
     if (sorted.columns) {
         const ZooCoarse c = with(fresh(d_logit), fresh(d_value), fresh(d_q), fresh(d_k), fresh(d_v));
         const int isa = level();
@@ -337,16 +356,31 @@ Tensor clear_rows(Tensor x, Tensor padded, bool tokens_first) {
     return out;
 }
 
+// A number is kept with the probability 1 - threshold / 2^32.
+Tensor dropout(Tensor x, int64_t seed, int64_t threshold, double scale) {
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.is_cpu(),
+                    "x must be a dense float32 tensor on the CPU");
+    STD_TORCH_CHECK(threshold >= 0 && threshold < (int64_t{1} << 32), "threshold=", threshold, " must be below 2^32");
+    Tensor out = torch::stable::empty_like(x);
+    const int64_t size = x.numel();
+    const int isa = level();
+    const ZooDropout p = {static_cast<const float*>(x.const_data_ptr()), fresh(out), size, static_cast<uint64_t>(seed),
+                          static_cast<uint32_t>(threshold), static_cast<float>(scale)};
+    torch::stable::parallel_for(0, (size + 63) / 64, 256,
+                                [&](int64_t begin, int64_t end) { zoo_dropout(&p, isa, begin, end); });
+    return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(zoo, m) {
     m.def(
         "block_sparse_attention_cpu(Tensor q, Tensor k, Tensor v, Tensor blocks, int block_size, float scale,"
-        " Tensor? mask, Tensor? prior_logit, Tensor? prior_value) -> (Tensor, Tensor)");
+        " Tensor? mask, Tensor? prior_logit, Tensor? prior_value, int seed=0, int threshold=0) -> (Tensor, Tensor)");
     m.def(
         "block_sparse_attention_cpu_backward(Tensor d_out, Tensor d_lse, Tensor q, Tensor k, Tensor v, Tensor out,"
         " Tensor lse, Tensor blocks, int block_size, float scale, Tensor? mask, Tensor? prior_logit,"
-        " Tensor? prior_value) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+        " Tensor? prior_value, int seed=0, int threshold=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
     m.def(
         "coarse_attention_cpu(Tensor q, Tensor k, Tensor v, Tensor blocks, int block_size, float scale, Tensor? mask)"
         " -> (Tensor, Tensor, Tensor, Tensor)");
@@ -359,6 +393,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(zoo, m) {
         "choose_blocks_cpu(Tensor logits, Tensor real, Tensor budget, int most, int first_blocks, int diagonal_blocks,"
         " bool fill) -> Tensor");
     m.def("clear_rows_cpu(Tensor x, Tensor padded, bool tokens_first) -> Tensor");
+    m.def("dropout_cpu(Tensor x, int seed, int threshold, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) {
@@ -369,4 +404,5 @@ STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) {
     m.impl("block_logits_cpu", TORCH_BOX(&block_logits));
     m.impl("choose_blocks_cpu", TORCH_BOX(&choose_blocks));
     m.impl("clear_rows_cpu", TORCH_BOX(&clear_rows));
+    m.impl("dropout_cpu", TORCH_BOX(&dropout));
 }

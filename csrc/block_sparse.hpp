@@ -20,6 +20,14 @@ struct ZooPairs {
     const int32_t* queries;       // (G, P) the query block of each pair by key block, ascending, or null
 };
 
+// Dropout of the weights: 16 random bits of a pair below `threshold` drop it, and the others are multiplied by `scale`.
+// threshold = 0: none. It takes blocks of 64 tokens.
+struct ZooDrop {
+    uint64_t seed;
+    uint32_t threshold;
+    float scale;
+};
+
 struct ZooForward {
     ZooShape shape;
     ZooPairs pairs;
@@ -27,6 +35,7 @@ struct ZooForward {
     const uint8_t* mask;                      // (G, N), 1 = real, or null
     const float *prior_logit, *prior_value;   // (G, K) and (G, K, D), or null
     float *out, *lse;                         // (G, N, D), (G, N)
+    ZooDrop drop;
 };
 
 // d_out is 0 where lse is -inf. `shift` and `total` are filled by the first phase for the others.
@@ -38,6 +47,7 @@ struct ZooBackward {
     const float *prior_logit, *prior_value;
     float *shift, *total;                     // (G, N)
     float *d_q, *d_k, *d_v, *d_prior_logit, *d_prior_value;
+    ZooDrop drop;
 };
 
 // MRA-2's coarse part: the same attention one level up, where a token is the mean of a block, a key weighs as much as

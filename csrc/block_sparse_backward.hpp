@@ -1,7 +1,7 @@
 // Backward: the weights again, from lse, and the products with them; by rows with or without columns, or by columns.
 #pragma once
 
-#include "block_sparse_tiles.hpp"
+#include "block_sparse_drop.hpp"
 
 namespace {
 
@@ -53,8 +53,12 @@ static void weigh_tile(const ZooBackward& p, int64_t token, int64_t rows, const 
         weigh_blocks(rows, width, pieces, to_base_2, bias, bias_row, tiles[0].at);
     else
         hide(rows, width, pieces, mask, tiles[0].at);
-    weigh_again(rows, width, COARSE ? 1.0f : to_base_2, scale, p.total + token, p.shift + token, tiles[0].at,
-                tiles[1].at);
+    if (!COARSE && p.drop.threshold)
+        weigh_dropped(p.drop, token / p.shape.length, token % p.shape.length, rows, width, pieces, to_base_2, scale,
+                      p.total + token, p.shift + token, tiles[0].at, tiles[1].at);
+    else
+        weigh_again(rows, width, COARSE ? 1.0f : to_base_2, scale, p.total + token, p.shift + token, tiles[0].at,
+                    tiles[1].at);
     if (!turned.d_k) return;
     multiply<true>(dim, d_out, 1, dim, weights, width, rows, of(turned.d_v), LANES, number, next(turned.d_k));
     multiply<true>(dim, q, 1, dim, d_logits, width, rows, of(turned.d_k), LANES, number, ahead);

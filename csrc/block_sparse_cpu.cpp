@@ -95,5 +95,6 @@ void zoo_coarse_backward(const ZooCoarse* p, int level, int64_t begin, int64_t e
 void zoo_block_logits(const ZooCoarse* p, int level, float* logits, int64_t begin, int64_t end) {
     at(level).block_logits(*p, logits, begin, end);
 }
+void zoo_dropout(const ZooDropout* p, int level, int64_t begin, int64_t end) { at(level).dropout(*p, begin, end); }
 void zoo_exp2(const float* x, float* out, int level, int64_t size) { at(level).powers(x, out, size); }
 }

@@ -1,7 +1,7 @@
 // Forward: online softmax over the pairs of a query block, which starts with the virtual key.
 #pragma once
 
-#include "block_sparse_tiles.hpp"
+#include "block_sparse_drop.hpp"
 
 namespace {
 
@@ -93,6 +93,7 @@ static void forward(const ZooForward& p, const float* logs, int64_t begin, int64
                 else
                     hide(rows, width, some, mask, tile.at);
                 weigh(rows, width, COARSE ? 1.0f : to_base_2, tile.at, softmax, before);
+                if (!COARSE && p.drop.threshold) drop_weights(p.drop, head, first, rows, width, some, tile.at);
                 mix(rows, tile.at, width, some, several, v, dim, before, mixed, next);
             });
             alignas(64) float total[QUERIES];

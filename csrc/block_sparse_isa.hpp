@@ -4,6 +4,7 @@
 
 #include "block_sparse_coarse.hpp"
 #include "block_sparse_levels.hpp"
+#include "philox_lanes.hpp"
 
 namespace {
 
@@ -29,4 +30,5 @@ static void run_heads(const ZooBackward& p, int64_t begin, int64_t end) {
 }  // namespace
 
 const ZooKernels ISA = {run_forward,  shift,          run_heads,       run_rows,     backward_columns,
-                        coarse_means, coarse_forward, coarse_backward, block_logits, powers};
+                        coarse_means, coarse_forward, coarse_backward, block_logits, powers,
+                        dropout};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block_sparse.hpp"
+#include "dropout.hpp"
 
 struct ZooKernels {
     void (*forward)(const ZooForward&, int64_t, int64_t);
@@ -14,6 +15,7 @@ struct ZooKernels {
     void (*coarse_backward)(const ZooCoarse&, int64_t, int64_t);
     void (*block_logits)(const ZooCoarse&, float*, int64_t, int64_t);
     void (*powers)(const float*, float*, int64_t);
+    void (*dropout)(const ZooDropout&, int64_t, int64_t);
 };
 
 extern const ZooKernels zoo_portable;

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention
+from attention_zoo.ops.dropout import dropout
 from lra.config import Model
+
+
+class Dropout(nn.Dropout):
+    """Dropout by the compiled generator where it serves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
 
 
 class MultiHead(nn.Module):
@@ -50,9 +58,9 @@ class Block(nn.Module):
         self.attend = MultiHead(attention, dim, bias)
         self.think_norm = nn.LayerNorm(dim)
         self.think = nn.Sequential(
-            nn.Linear(dim, ffn), nn.GELU(), nn.Dropout(dropout), nn.Linear(ffn, dim), nn.Dropout(dropout)
+            nn.Linear(dim, ffn), nn.GELU(), Dropout(dropout), nn.Linear(ffn, dim), Dropout(dropout)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.dropout(self.attend(self.attend_norm(x), mask))
@@ -91,7 +99,7 @@ class Encoder(nn.Module):
             nn.init.normal_(self.positions.weight, std=0.02)
         else:
             self.positions = Positions(places, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim)
 

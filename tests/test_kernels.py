@@ -103,7 +103,7 @@ def test_the_probes_of_a_gpu_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "trials", lambda device: _trials_of_a_gpu())
     for check in kernels._probes:
         check(CPU)
-    assert len(kernels._probes) == 4
+    assert len(kernels._probes) == 5
 
 
 _trials = kernels.trials

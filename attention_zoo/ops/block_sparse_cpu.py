@@ -19,14 +19,19 @@ def forward(
     mask: Tensor | None,
     prior_logit: Tensor | None,
     prior_value: Tensor | None,
+    *,
+    seed: int = 0,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """As the operator."""
+    """As the operator. With `threshold`, a weight is dropped with probability threshold / 2^16."""
     out, lse = torch.ops.zoo.block_sparse_attention_cpu(
         *map(kernels.wide, (q, k, v)),
         kernels.pairs(blocks),
         block_size,
         _scale(q),
         *_rest(mask, prior_logit, prior_value),
+        seed,
+        threshold,
     )
     return kernels.narrow(out, v), lse
 
@@ -44,8 +49,11 @@ def backward(
     mask: Tensor | None,
     prior_logit: Tensor | None,
     prior_value: Tensor | None,
+    *,
+    seed: int = 0,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As the operator's backward."""
+    """As the operator's backward, after a forward pass with the same `seed` and `threshold`."""
     d_q, d_k, d_v, d_logit, d_value = torch.ops.zoo.block_sparse_attention_cpu_backward(
         kernels.wide(masked_rows(d_out, lse)),
         d_lse.float().contiguous(),
@@ -55,6 +63,8 @@ def backward(
         block_size,
         _scale(q),
         *_rest(mask, prior_logit, prior_value),
+        seed,
+        threshold,
     )
     d_q, d_k, d_v = kernels.narrow(d_q, q), kernels.narrow(d_k, k), kernels.narrow(d_v, v)
     if prior_logit is None or prior_value is None:

@@ -111,6 +111,15 @@ def ready(device: torch.device) -> bool:
     return library is not None and library.tried and library.why_not is None and _word in ("auto", device.type)
 
 
+def prepare(device: torch.device) -> None:
+    """Load the library for CPUs where `device` is one and the setting allows it, for operators that ask `ready`.
+
+    A KernelError where the setting asks for it and it cannot run.
+    """
+    if device.type == "cpu" and _word in ("auto", "cpu"):
+        available(device)
+
+
 def _serves(device: torch.device, dtypes: set[torch.dtype], block_size: int | None, dim: int | None) -> bool:
     library = _LIBRARIES.get(device.type)
     # The references that probes call must not ask for the kernel that is being probed.

@@ -48,13 +48,17 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell and what is known of it. `over` is `+502%` where it breaks the 10% rule, `seconds` what is left to do."""
+    """A cell and what is known of it. `over` is `+502%` where it breaks the 10% rule, `seconds` what is left to do.
+
+    cost: what is left beside the cheapest cell, where the cells are ordered by it.
+    """
 
     cell: Cell
     standing: Standing
     again: bool
     over: str = ""
     seconds: float | None = None
+    cost: float | None = None
 
 
 def standing(path: Path) -> Standing:
@@ -172,7 +176,10 @@ def kind(config: Config) -> str:
 def show(console: Console, plans: Sequence[Planned], jobs: int) -> None:
     """Print the plan: a row for each task and attention, and what it comes to."""
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="underline")
+    priced = any(one.cost is not None for one in plans)
     for name, justify in COLUMNS.items():
+        if name == "cost" and not priced:
+            continue
         grid.add_column(name, justify=justify, no_wrap=name != "notes")
     rows: dict[tuple[str, str, str], list[Planned]] = {}
     for one in plans:
@@ -184,7 +191,8 @@ def show(console: Console, plans: Sequence[Planned], jobs: int) -> None:
         more = next((one.over for one in members if one.over), "")
         grid.add_row(*map(Text, (
             f"{protocol} {task}" if several else task, attn + (OVER_BUDGET if more else ""), str(len(members)),
-            *(str(here[name] or "-") for name in ("done", "failed", "to run")), spent(members), notes(members, more),
+            *(str(here[name] or "-") for name in ("done", "failed", "to run")),
+            *([cheapest(members)] if priced else []), spent(members), notes(members, more),
         )))  # fmt: skip
     print_whole(console, grid)
     total = counts(plans)
@@ -196,6 +204,8 @@ def show(console: Console, plans: Sequence[Planned], jobs: int) -> None:
     )
     if rest:
         say(console, time_of(rest, jobs))
+    if priced:
+        say(console, COST)
     if any(one.over for one in plans):
         say(console, f"{OVER_BUDGET} over 10% more parameters than softmax, against the benchmark's own rule")
 
@@ -210,8 +220,17 @@ def print_whole(console: Console, grid: Table) -> None:
 
 COLUMNS: dict[str, JustifyMethod] = {
     "task": "left", "attention": "left", "cells": "right", "done": "right", "failed": "right", "to run": "right",
-    "time": "right", "notes": "left",
+    "cost": "right", "time": "right", "notes": "left",
 }  # fmt: skip
+COST = (
+    "cheapest cells first; cost: of a cell beside the cheapest, by earlier runs where there are any, otherwise by"
+    " steps x documents x positions^2 x the attention's time beside softmax's (benchmarks/results/speed.csv)"
+)
+
+
+def cheapest(members: Sequence[Planned]) -> str:
+    """The cost of the cheapest cell of a row."""
+    return f"{min(one.cost or 0.0 for one in members):,.1f}"
 
 
 def counts(plans: Sequence[Planned]) -> dict[str, int]:

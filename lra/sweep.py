@@ -21,6 +21,7 @@ from rich.console import Console
 
 from lra.command import Parser
 from lra.compose import WRONG_WORDS, composer, tell
+from lra.cost import cheapest_first
 from lra.data import folder as data_folder
 from lra.files import write_text
 from lra.grid import SWEEPS, cells, key_of, merged, preset
@@ -44,6 +45,7 @@ words: every word of lra.train; one with several values makes a cell of each com
 
 keys:
   sweep=    words of conf/sweep/<name>.yaml, which the others override: {PRESETS}
+  order=    seeds: the first seed of every cell before the second of any (default); cheapest: the cheapest cells first
   plan=     true: show what would be done and stop, as --plan does (default: false)
   retry=    which ends in failure are tried again: diverged, out_of_memory, none (default: out_of_memory). A run that
             diverged does the same again, but for other words: retry=diverged starts it over and keeps the old one aside
@@ -65,6 +67,7 @@ class Order:
     retry: tuple[str, ...]
     plan: bool
     threads: int | None
+    cheapest: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,9 +96,11 @@ def stop_before_anything(signum: int, frame: FrameType | None) -> NoReturn:
 
 def ordered(given: Sequence[str]) -> Order:
     """The words of the command by whom they are for; a WordError where one of the sweep's own is wrong."""
-    own = {"sweep": "", "plan": "false", "retry": OUT_OF_MEMORY, "threads": ""}
+    own = {"sweep": "", "order": "seeds", "plan": "false", "retry": OUT_OF_MEMORY, "threads": ""}
     words, hydra = [], []
-    for word in given:
+    named = [word.removeprefix("sweep=") for word in given if word.startswith("sweep=")]
+    below = preset(named[-1]) if named and named[-1] else []
+    for word in (*below, *given):
         key, equals, value = word.partition("=")
         if key in own and equals:
             own[key] = value
@@ -106,6 +111,7 @@ def ordered(given: Sequence[str]) -> Order:
         else:
             words.append(word)
     choose("plan", own["plan"], ("true", "false"))
+    choose("order", own["order"], ("seeds", "cheapest"))
     retry = tuple(own["retry"].split(","))
     for name in retry:
         choose("retry", name, (*FAILED, "none"))
@@ -114,8 +120,8 @@ def ordered(given: Sequence[str]) -> Order:
     threads = own["threads"]
     if threads and not (threads.isascii() and threads.isdigit() and int(threads)):
         raise WordError(f"threads={threads} must be a whole number of at least 1")
-    below = preset(own["sweep"]) if own["sweep"] else []
-    return Order(merged(below, words), hydra, retry, own["plan"] == "true", int(threads) if threads else None)
+    count = int(threads) if threads else None
+    return Order(merged(words, ()), hydra, retry, own["plan"] == "true", count, own["order"] == "cheapest")
 
 
 def sweep(order: Order, console: Console) -> int:
@@ -126,6 +132,8 @@ def sweep(order: Order, console: Console) -> int:
         with composer() as composing:
             grid, twice = cells(composing, order.words, sizes.want)
         plans = plan(grid, order.retry, process, sizes, under_way(SWEPT))
+        if order.cheapest:
+            plans = cheapest_first(plans)
         side = shares(launcher, options, order, sum(one.again for one in plans))
         say(console, f"{many(len(grid), 'cell')}{f', {twice} named again' if twice else ''}; {side.line}")
         show(console, plans, side.jobs)

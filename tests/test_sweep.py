@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from rich.console import Console
 
 from lra import job
 from lra.compose import composer
+from lra.cost import cheapest_first
 from lra.grid import SWEEPS, Cell, cells, combinations, preset
 from lra.launch import settings
 from lra.outcome import conclude
-from lra.plan import Planned, Standing, notes, refuse_strangers, standing, time_of
+from lra.plan import Planned, Standing, notes, refuse_strangers, show, standing, time_of
+from lra.published import SOURCES, read_published
 from lra.run import Run
 from lra.sweep import Order, machine_cores, ordered, prepare_data, shares
+from lra.train import CONF
 from lra.words import WordError
 from tests.runs import TINY, environment, result
 
@@ -51,11 +55,12 @@ def test_every_file_of_sweeps_names_cells_that_differ(name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["sweep=lr_"], "sweep=lr_ is not one of attention, lr, lra, seeds, smoke; did you mean 'lr'?"),
+        (["sweep=lr_"], "sweep=lr_ is not one of attention, lr, lra, reproduce, seeds, smoke; did you mean 'lr'?"),
         (["retry=divergd"], "retry=divergd is not one of diverged, out_of_memory, none; did you mean 'diverged'?"),
         (["retry=none,diverged"], "retry=none,diverged: none stands alone"),
         (["threads=0"], "threads=0 must be a whole number of at least 1"),
         (["plan=yes"], "plan=yes is not one of true, false"),
+        (["order=cheap"], "order=cheap is not one of seeds, cheapest; did you mean 'cheapest'?"),
         (["hydra.sweep.dir=x"], "'hydra.sweep.dir=x' is not for a sweep"),
     ],
 )
@@ -74,6 +79,54 @@ def test_values_are_spelled_as_hydra_spells_them_and_seeds_change_slowest() -> N
     ]
     assert len(found) == 8
     assert [cell.run.config.seed for cell in found] == [1] * 4 + [2] * 4
+
+
+def test_reproduce_is_every_attention_of_the_protocol_with_what_its_paper_declares() -> None:
+    order = ordered(["sweep=reproduce"])
+    found = grid(*order.words)
+    published = {value.attn for value in read_published() if value.protocol == "mlpen" and value.attn}
+    assert order.cheapest
+    attns = {cell.run.choices["attn"] for cell in found}
+    assert attns == {file.stem for file in (CONF / "attn").glob("*.yaml")} >= published
+    assert {cell.run.choices["task"] for cell in found} == set(SOURCES) - {"pathx"}
+    assert len(found) == 5 * len(attns) * 3
+    assert all(cell.run.changed == {} and cell.path.name in ("seed0", "seed1", "seed2") for cell in found)
+    dropped = {cell.run.choices["attn"]: cell.run.config.attn.get("dropout") for cell in found}
+    assert {attn: share for attn, share in dropped.items() if share} == {"softmax": 0.1}
+
+
+def test_words_of_the_command_narrow_reproduce() -> None:
+    order = ordered(["sweep=reproduce", "task=listops", "attn=mra2,softmax", "seed=0", "order=seeds"])
+    paths = [cell.path.relative_to("runs/mlpen/listops").as_posix() for cell in grid(*order.words)]
+    assert (sorted(paths), order.cheapest) == (["mra2/seed0", "softmax/seed0"], False)
+
+
+def test_the_cheapest_cells_come_first_by_earlier_runs_or_by_length_and_attention() -> None:
+    found = grid("task=text,listops", "attn=softmax,mra2", "seed=0,1")
+    plans = [Planned(cell, Standing("missing"), True) for cell in found]
+    ordered_plans = cheapest_first(plans)
+    names = [f"{one.cell.run.choices['task']} {one.cell.run.choices['attn']}" for one in ordered_plans]
+    assert names[::2] == names[1::2] == ["listops mra2", "listops softmax", "text mra2", "text softmax"]
+    assert [one.cell.run.config.seed for one in ordered_plans] == [0, 1] * 4
+    assert ordered_plans[0].cost == 1.0
+    # Earlier runs know better, and a cell that is half done costs half.
+    timed = {"listops mra2": 100.0, "listops softmax": 50.0}
+    known = [replace(one, seconds=timed.get(name)) for one, name in zip(ordered_plans, names, strict=True)]
+    known[-1] = replace(known[-1], standing=Standing("interrupted", 19_999))
+    again = cheapest_first(known)
+    assert [one.seconds for one in again[1:5]] == [50.0, 50.0, 100.0, 100.0]
+    assert again[0].standing.step == 19_999
+
+
+def test_a_plan_in_the_order_of_cost_shows_the_costs() -> None:
+    out = io.StringIO()
+    plans = [Planned(cell, Standing("missing"), True) for cell in grid("attn=softmax,mra2", "seed=0,1")]
+    show(Console(file=out, highlight=False, width=200), cheapest_first(plans), 1)
+    lines = out.getvalue().splitlines()
+    assert lines[0].split() == ["task", "attention", "cells", "done", "failed", "to", "run", "cost", "time", "notes"]
+    assert lines[1].split()[:6] == ["listops", "(generated)", "mra2", "2", "-", "-"]
+    assert lines[1].split()[-2:] == ["1.0", "?"]
+    assert "cheapest cells first; cost: " in lines[-1]
 
 
 def test_a_run_that_is_named_twice_is_one_cell() -> None:

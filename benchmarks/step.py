@@ -115,6 +115,13 @@ class PartRow(NamedTuple):
 
 
 def configured(options: dict[str, str], attn: str) -> Config:
+    """The configuration of one attention; softmax without dropout of its probabilities."""
+    words = [f"{key}={options[key]}" for key in ("task", "protocol", "data_dir")]
+    words += [f"attn={attn}", "device=cpu", *options["words"].split()]
+    return composed([*words, "attn.dropout=0.0"] if attn == YARDSTICK else words)
+
+
+def composed(words: Sequence[str]) -> Config:
     """The configuration that a run of these words has."""
     import hydra
     from omegaconf import OmegaConf
@@ -123,11 +130,8 @@ def configured(options: dict[str, str], attn: str) -> Config:
     from lra.train import CONF, store_schema
 
     store_schema()
-    words = [f"{key}={options[key]}" for key in ("task", "protocol", "data_dir")]
-    words += [f"attn={attn}", "device=cpu", *options["words"].split()]
-    words += ["attn.dropout=0.0"] if attn == YARDSTICK else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=words))
+        config = OmegaConf.to_object(hydra.compose("config", overrides=list(words)))
     assert isinstance(config, Config), "the schema makes the root a Config"
     return config
 
@@ -174,17 +178,20 @@ def copies(word: str) -> Iterator[None]:
 class Bench:
     """The trainer of one configuration, and the clocks of its phases."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, found: tuple[data.Data, str] | None = None) -> None:
+        """found: the data and what they are, where they are not those that `prepared` finds."""
         import torch
 
+        from attention_zoo.ops import kernels
         from lra.endings import StopSignal
         from lra.loop import Trainer
-        from lra.machine import pick_dtype
+        from lra.machine import pick_device, pick_dtype
         from lra.run import Run
         from lra.session import model_of
 
-        self.data, self.source = prepared(config)
-        device = torch.device("cpu")
+        self.data, self.source = found or prepared(config)
+        device = pick_device(config.device)
+        kernels.prepare(device)
         # As a run sets it.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.baseline_losses import LossRow, differences
 from benchmarks.rows import grid
 from benchmarks.studies import pivots
 from lra.command import command
@@ -227,6 +228,42 @@ def step_parts(rows: Sequence[Row]) -> str:
     return measured(rows) + grid(["part", *(f"`{attn}`, {kernel}, {copies}" for attn, kernel, copies in kinds)], lines)
 
 
+def loops(rows: Sequence[Row]) -> str:
+    """Our training step beside that of a plain loop."""
+    lines = []
+    for ours in rows:
+        if ours["loop"] != "ours":
+            continue
+        at = (ours["task"], ours["attn"], "plain")
+        plain = next(row for row in rows if (row["task"], row["attn"], row["loop"]) == at)
+        both = [f"{float(row['examples_per_s']):.2f} ± {float(row['examples_iqr']):.2f}" for row in (ours, plain)]
+        memory = [f"{float(row['peak_mb']):,.0f} MiB for {row['batch']}" for row in (ours, plain)]
+        places = [f"{int(row['places']):,}" for row in (ours, plain)]
+        met = f"x {float(ours['ratio']):.2f}, {'at least' if ours['met'] == 'yes' else 'below'} {ours['bar']}"
+        lines.append([ours["task"], ours["data"], f"`{ours['attn']}`", *both, met, *places, *memory])
+    head = ["task", "data", "attention", "examples/s, ours", "plain", "ours to plain", "places, ours", "plain"]
+    first = rows[0]
+    about = f"{first['device']}; torch {first['torch']}, {first['dtype']}, {first['rounds']} rounds; commit"
+    about += f" `{first['commit'][:12]}`; {first['date'][:10]}\n\n"
+    return about + grid([*head, "peak, ours", "plain"], lines)
+
+
+def loop_losses(rows: Sequence[Row]) -> str:
+    """How far the losses of our loop and of the plain one are apart."""
+    lines = []
+    for attn in dict.fromkeys(row["attn"] for row in rows):
+        mine = [
+            LossRow(attn, row["dropout"], int(row["seed"]), int(row["step"]), float(row["ours"]), float(row["plain"]),
+                    int(row["threads"]), row["device"], row["torch"], row["commit"], row["date"])
+            for row in rows if row["attn"] == attn
+        ]  # fmt: skip
+        largest, mean, error = differences(mine)
+        off = [row.ours for row in mine if row.dropout == "off"]
+        lines.append([f"`{attn}`", f"{off[0]:.4f} to {off[-1]:.4f}", f"{largest:.1e}", f"{mean:+.4f} ± {error:.4f}"])
+    head = ["attention", "loss, first step to last", "largest difference", "mean difference with dropout"]
+    return measured(rows) + grid(head, lines)
+
+
 def measured(rows: Sequence[Row]) -> str:
     """On what the rows were measured."""
     return f"{rows[0]['device']}; commit `{rows[0]['commit'][:12]}`\n\n"
@@ -234,7 +271,14 @@ def measured(rows: Sequence[Row]) -> str:
 
 # The tables of each page: the CSV file of each, and what makes the table of it.
 PAGES = {
-    "speed.md": {"speed": cores, "step": steps, "step_parts": step_parts, "peers": peers},
+    "speed.md": {
+        "speed": cores,
+        "step": steps,
+        "step_parts": step_parts,
+        "baseline_loop": loops,
+        "baseline_loop_losses": loop_losses,
+        "peers": peers,
+    },
     "data.md": {"pathfinder": generator, "preparing": preparing, "data": loading},
     "kernel.md": {"kernel": kernel, "kernel_cuda": kernel_cuda},
     "studies.md": {

@@ -18,6 +18,12 @@ watch: .venv/.ready ## the runs under way, in the terminal
 compare: .venv/.ready ## all runs beside the published numbers
 	@exec $(PY) -m lra.results $(WORDS) $(ARGS)
 
+collect: .venv/.ready ## runs of the recipes into runs/published/ours.csv:  make collect from=home/runs
+	@exec $(PY) -m lra.collect $(WORDS) $(ARGS)
+
+results: .venv/.ready ## our own results beside the published ones: docs/results.md, its picture, the README's table
+	@exec $(PY) -m lra.verdict_page $(WORDS) $(ARGS)
+
 dashboard: $(if $(filter trackio,$(view)),.venv/.dashboard,.venv/.ready) ## runs in W&B's terminal view:  make dashboard view=trackio
 	@exec $(PY) -m lra.dashboard $(WORDS) $(ARGS)
 
@@ -108,7 +114,7 @@ help: ## this list
 	  /^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n%s\n\n' "Options that are not key=value go in ARGS:  make lra ARGS='--cfg job'"
 
-TARGETS := lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser test-faults test-cluster test-gpu test-gpu-sanitizer \
+TARGETS := lra sweep watch compare collect results dashboard variants bench qkv figures kernels data data-doctor setup test test-parity test-browser test-faults test-cluster test-gpu test-gpu-sanitizer \
   check-cuda peers lint format lock audit licences clean help
 .PHONY: $(TARGETS) FORCE
 PY := .venv/bin/python
@@ -126,7 +132,7 @@ MAKEOVERRIDES :=
 UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers .venv/.dashboard .venv/.audit,$(MAKECMDGOALS)))
 $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
 
-BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts soaked,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts soaked plain_loop baseline_losses,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 BENCH := $(if $(filter name,$(GIVEN)),$(value name),speed)
 STUDIES := approximation entropy efficiency
 ifneq (,$(filter bench,$(MAKECMDGOALS)))

@@ -154,7 +154,8 @@ def circumstances(trainer: Trainer) -> dict[str, Any]:
         "device": machine.device_name(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "kernel": kernel,
-        "kernel_sha256": machine.kernel_sha256() if kernel in ("cpu", "cuda") else None,
+        # Dropout and the copies of heads are compiled for a CPU whatever the attention is.
+        "kernel_sha256": machine.kernel_sha256() if kernels.ready(trainer.device) else None,
         "exact_share": exact_share(trainer),
         "data_sha256": trainer.data.manifest["sha256"],
         "config_sha256": digest(trainer.run.config),
@@ -166,6 +167,7 @@ def circumstances(trainer: Trainer) -> dict[str, Any]:
 def kernel_of(model: Classifier, device: torch.device) -> str | None:
     """The kernel that the attention runs on; WordError where it is not the one that was asked for."""
     try:
+        kernels.prepare(device)
         return first_core(model).kernel(device)
     except kernels.KernelError as error:
         raise WordError(str(error)) from None

@@ -91,12 +91,16 @@ ARROWS = {
     "lra.launch": "compose job words",
     "lra.forecast": "checkpoint config files loop machine model session tasks words",
     "lra.grid": "compose config published tasks tracker trackio_store words",
+    "lra.cost": "config crossover plan tasks",
     "lra.plan": "budget cells config files folders forecast grid lock pace run seal table words",
     "lra.outcome": "job plan table",
-    "lra.sweep": "command compose data files grid job launch outcome plan run slurm table tasks words",
+    "lra.sweep": "command compose cost data files grid job launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
     "lra.outcomes": "config folders seal",
     "lra.published": "",
+    "lra.verified": "compose config data folders ours outcomes predictions records run seal tasks words",
+    "lra.merged": "ours verified",
+    "lra.collect": "command compose folders lock merged ours published records verified words",
     "lra.curves": "folders",
     "lra.crossover": "commit folders",
     "lra.cells": "budget folders intervals outcomes published words",
@@ -106,6 +110,16 @@ ARROWS = {
     "lra.report": "cells command curves files folders outcomes style words",
     "lra.results": "cells command commit crossover files folders outcomes page published table",
     "lra.panels": "published",
+    # Our own results, from runs/published alone.
+    "lra.ours": "files outcomes published seal",
+    "lra.verdicts": "intervals ours published",
+    "lra.paired": "intervals ours",
+    "lra.differences": "paired published",
+    "lra.markdown": "",
+    "lra.difference_text": "differences markdown paired",
+    "lra.verdict_text": "difference_text differences intervals markdown ours paired published verdicts",
+    "lra.verdict_figure": "ours published style verdicts",
+    "lra.verdict_page": "command differences files ours paired published verdict_figure verdict_text verdicts words",
     "lra.dashboard": "board command files folders panels tracker words",
     "lra.board": "bar command config folders outcomes shown tracker trackio_store trackio_view words",
 }
@@ -125,14 +139,14 @@ HOMES = {
     "csrc": {"lra.tasks.snakes"},
     "hydra": {"lra.compose", "lra.launch", "lra.train"},
     "omegaconf": {"lra.compose", "lra.launch", "lra.train"},
-    "yaml": {"lra.folders", "lra.grid", "lra.run", "lra.variants"},
+    "yaml": {"lra.folders", "lra.grid", "lra.run", "lra.variants", "lra.verdicts"},
     "wandb": {"lra.dashboard", "lra.tracker"},
     "wandb_workspaces": {"lra.panels"},
     "submitit": {"lra.slurm"},
     "trackio": {"lra.trackio_store"},
     "tensorflow_datasets": {"lra.prepare", "lra.tasks.base", "lra.tasks.image"},
     "PIL": {"lra.tasks.pathfinder"},
-    "matplotlib": {"lra.pictures", "lra.report"},
+    "matplotlib": {"lra.pictures", "lra.report", "lra.verdict_figure"},
     "rich": {
         "lra.bar",
         "lra.outcome",
@@ -154,9 +168,12 @@ HOMES = {
         "lra.evaluation",
         "lra.loop",
         "lra.machine",
+        "lra.ours",
+        "lra.paired",
         "lra.predictions",
         "lra.ranks",
         "lra.session",
+        "lra.verified",
     },
 }
 
@@ -243,7 +260,8 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["lra.train", "lra.sweep", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard", "lra.board"]
+    "module",
+    ["lra.train", "lra.sweep", "lra.prepare", "lra.results", "lra.watch", "lra.dashboard", "lra.board", "lra.collect"],
 )
 def test_a_command_starts_without_the_packages_that_take_long(module: str) -> None:
     loaded = loaded_by(f"import {module}")

@@ -150,6 +150,8 @@ def test_all_words_reach_python_together(ready: Path) -> None:
         ("data", ["lra.prepare"]),
         ("data-doctor", ["lra.prepare", "--doctor"]),
         ("compare", ["lra.results"]),
+        ("collect", ["lra.collect"]),
+        ("results", ["lra.verdict_page"]),
         ("bench", ["benchmarks.speed"]),
         ("qkv", ["benchmarks.studies.qkv"]),
         ("figures", ["benchmarks.studies.figures"]),
@@ -298,9 +300,9 @@ def test_help_names_every_target_once(bare: Path) -> None:
     done = make(bare)
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
     expected = (
-        "lra sweep watch compare dashboard variants bench qkv figures kernels data data-doctor setup test test-parity"
-        " test-browser test-faults test-cluster test-gpu test-gpu-sanitizer check-cuda peers lint format lock audit"
-        " licences clean help"
+        "lra sweep watch compare collect results dashboard variants bench qkv figures kernels data"
+        " data-doctor setup test test-parity test-browser test-faults test-cluster test-gpu test-gpu-sanitizer"
+        " check-cuda peers lint format lock audit licences clean help"
     )
     assert sorted(listed) == sorted(expected.split())
     assert not (bare / "calls").exists()

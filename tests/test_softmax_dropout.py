@@ -178,6 +178,18 @@ def test_the_mean_over_draws_is_softmax_attention(masked: bool) -> None:
     assert (error <= 6 * draws.std(0) / 600**0.5 + 1e-6).all()
 
 
+@pytest.mark.parametrize("word", ["auto", "reference"])
+def test_evaluation_drops_nothing_and_draws_nothing(word: str) -> None:
+    q, k, v = (torch.randn(3, 2, 150, 16) for _ in range(3))
+    mask = torch.arange(150) < torch.tensor([150, 70, 0])[:, None]
+    dropping, plain = (ZOO["softmax"](2, 16, 150, dropout=p).eval() for p in (0.1, 0.0))  # type: ignore[call-arg]
+    state = torch.get_rng_state()
+    for given in (None, mask):
+        with kernels.use(word):
+            torch.testing.assert_close(dropping(q, k, v, given), plain(q, k, v, given))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_reference_and_float64_take_the_masks_of_torch() -> None:
     q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
     wide = copies(q, k, v, torch.float64)

@@ -58,6 +58,13 @@ class Panel(NamedTuple):
     floors: dict[str, float]
     points: list[Point]
 
+    @property
+    def near_floors(self) -> dict[str, float]:
+        """The baselines that are drawn: one far away would press the points together."""
+        low = min(point.interval.low for point in self.points) - NEAR
+        high = max(point.interval.high for point in self.points) + NEAR
+        return {name: accuracy for name, accuracy in self.floors.items() if low < accuracy < high}
+
 
 def panels(table: Sequence[Standing]) -> list[Panel]:
     """The finished cells of `table` whose speed and memory are known, by task and device."""
@@ -114,17 +121,13 @@ def _draw_panel(axes: Axes, part: Panel, colours: dict[str, str]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    low = min(point.interval.low for point in part.points)
-    high = max(point.interval.high for point in part.points)
-    for name, accuracy in part.floors.items():
-        # One far away would press the points together.
-        if low - NEAR < accuracy < high + NEAR:
-            axes.axhline(accuracy, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-            axes.annotate(
-                f"{name}\n{accuracy}%".replace(" ", "\n", 1), (1, accuracy), xycoords=("axes fraction", "data"),
-                xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5, color="#666666",
-                annotation_clip=False,
-            )  # fmt: skip
+    for name, accuracy in part.near_floors.items():
+        axes.axhline(accuracy, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            f"{name}\n{accuracy}%".replace(" ", "\n", 1), (1, accuracy), xycoords=("axes fraction", "data"),
+            xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5, color="#666666",
+            annotation_clip=False,
+        )  # fmt: skip
     for point in part.points:
         below, above = point.accuracy - point.interval.low, point.interval.high - point.accuracy
         colour = colours[point.attn]
@@ -138,12 +141,22 @@ def _draw_panel(axes: Axes, part: Panel, colours: dict[str, str]) -> None:
 
 
 def _label(axes: Axes, part: Panel) -> None:
-    """Names beside the points, each where it covers no other one and no point, where there is such a place."""
+    """Names beside the points, each where it covers nothing that is drawn, where there is such a place."""
     scale = 72 / axes.figure.dpi
-    centres = {point: axes.transData.transform((point.speed, point.accuracy)) * scale for point in part.points}
+
+    def at(speed: float, accuracy: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((speed, accuracy)) * scale
+        return x, y
+
+    centres = {point: at(point.speed, point.accuracy) for point in part.points}
     radii = {point: math.sqrt(max(AREA * point.memory, LEAST) / math.pi) for point in part.points}
     left_end, right_end = (x * scale for x in (axes.bbox.x0, axes.bbox.x1))
     taken = [(x - radii[p], y - radii[p], x + radii[p], y + radii[p]) for p, (x, y) in centres.items()]
+    for point, (x, _) in centres.items():
+        low, high = (at(point.speed, end)[1] for end in (point.interval.low, point.interval.high))
+        taken.append((x - 1, low, x + 1, high))
+    for height in (at(point.speed, accuracy)[1] for accuracy in part.near_floors.values()):
+        taken.append((left_end, height - 1, right_end, height + 1))
     for point in part.points:
         (x, y), away, wide = centres[point], radii[point] + 3, LETTER * len(point.label)
         tries = [

@@ -20,7 +20,7 @@ BLOCK_SIZE = 64
 
 
 def softmax_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """dropout(softmax(q k^T / sqrt(D)), p) v over the real keys: q, k, v (B, H, N, D), mask (B, N) or None, 0 <= p < 1.
+    """dropout(softmax(q k^T / sqrt(D)), p) v over the real keys: q, k, v (B, H, N, D), mask (B, N) or None, 0 < p < 1.
 
     Returns (B, H, N, D); the rows of padded queries, and of examples without a real token, are finite.
     """
@@ -28,8 +28,7 @@ def softmax_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: flo
         heads = q.shape[1]
         rows = None if mask is None else mask.repeat_interleave(heads, 0)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        seed = draw_seed() if p else 0
-        return _SoftmaxDropout.apply(q, k, v, rows, seed, p)[0].unflatten(0, (-1, heads))
+        return _SoftmaxDropout.apply(q, k, v, rows, draw_seed(), p)[0].unflatten(0, (-1, heads))
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
     # An example without a real token looks at all its places: their values are 0, and nothing is NaN.

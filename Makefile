@@ -132,7 +132,7 @@ MAKEOVERRIDES :=
 UNKNOWN := $(firstword $(filter-out $(TARGETS) .venv/.ready .venv/.peers .venv/.dashboard .venv/.audit,$(MAKECMDGOALS)))
 $(if $(UNKNOWN),$(error no target '$(UNKNOWN)'; targets: $(TARGETS); other words have the form key=value))
 
-BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts soaked plain_loop baseline_losses,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out __init__ peers rows contenders counted meter taken parts soaked plain_loop baseline_losses timed,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 BENCH := $(if $(filter name,$(GIVEN)),$(value name),speed)
 STUDIES := approximation entropy efficiency
 ifneq (,$(filter bench,$(MAKECMDGOALS)))

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.rows import choices, spread, whole_number, write_rows
 from benchmarks.speed import high_water
+from benchmarks.timed import POOL, Bench, composed, prepared
 from lra import data
 from lra.command import command
 from lra.config import DEVICES
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from benchmarks.plain_loop import PlainLoop
-    from benchmarks.step import Bench
     from lra.config import Config
 
 TASKS = ("listops", "text")
@@ -104,15 +104,12 @@ class Pair(NamedTuple):
 
 def configured(options: dict[str, str], task: str, attn: str) -> Config:
     """The configuration that a run of protocol mlpen has, dropout of softmax's probabilities included."""
-    from benchmarks.step import composed
-
     words = [f"{key}={options[key]}" for key in ("device", "data_dir")]
     return composed([f"task={task}", f"attn={attn}", "protocol=mlpen", *words, *options["words"].split()])
 
 
 def found(config: Config) -> tuple[data.Data, str]:
     """The task's data and what they are; for Text that is not prepared, random bytes in documents as long as IMDb's."""
-    from benchmarks.step import POOL, prepared
     from lra.tasks import task
 
     facts, source = task(config.task), config.task["source"]
@@ -146,7 +143,6 @@ def part_of(config: Config) -> int:
 def build(options: dict[str, str], task: str, attn: str, folder: Path) -> Pair:
     """Both loops, with the same weights."""
     from benchmarks.plain_loop import PlainLoop
-    from benchmarks.step import Bench
 
     config = configured(options, task, attn)
     bench = Bench(config, folder, found(config))
@@ -159,8 +155,6 @@ def build(options: dict[str, str], task: str, attn: str, folder: Path) -> Pair:
 
 def middles(bench: Bench, count: int) -> list[np.ndarray]:
     """The batches in the middle of `count` equal parts of the first ones, sorted by their longest document."""
-    from benchmarks.step import POOL
-
     sampler = bench.trainer.sampler
     batches = sorted((sampler.batch(step) for step in range(POOL)), key=lambda batch: int(sampler.lengths[batch].max()))
     return [batches[(2 * place + 1) * POOL // (2 * count)] for place in range(count)]

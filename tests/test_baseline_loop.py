@@ -13,7 +13,7 @@ import torch
 from benchmarks.baseline_loop import ATTENTIONS, BARS, KEYS, LOOPS, PLAIN, Pair, Row, main, part_of, reviews, take
 from benchmarks.baseline_losses import LossRow, differences
 from benchmarks.plain_loop import Items, PlainLoop, named
-from benchmarks.step import Bench, composed
+from benchmarks.timed import Bench, composed
 from lra import data
 from lra.data import Split, collate
 

@@ -10,7 +10,8 @@ import torch
 
 from attention_zoo.ops import kernels
 from benchmarks.parts import MARK, PARTS, part_of, shares
-from benchmarks.step import KERNELS, KEYS, PartRow, Row, configured, main, random_documents, settings_of
+from benchmarks.step import KERNELS, KEYS, PartRow, Row, configured, main, settings_of
+from benchmarks.timed import random_documents
 from lra.config import Model, Train
 from lra.loop import build
 from lra.tasks import TASKS

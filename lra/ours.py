@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lra.csv_rows import read_rows
 from lra.files import write_atomically, write_text
 from lra.outcomes import STATUSES
 from lra.published import OURS, SOURCES, protocol_order
@@ -90,28 +91,19 @@ def read(folder: Path) -> list[Row]:
 
     They come in the order of `place`, each cell once. What they say of predictions is checked by `predictions`.
     """
-    path = folder / OURS
     rows: list[Row] = []
-    line = 1
+
+    def next_row(cells: list[str]) -> Row:
+        row = parsed(cells)
+        if rows and not place(rows[-1]) < place(row):
+            raise ValueError(f"{row.name} must come once, and {rows[-1].name} before it")
+        rows.append(row)
+        return row
+
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for line, cells in enumerate(csv.reader(file, strict=True), start=1):
-                if line == 1:
-                    if cells != list(COLUMNS):
-                        raise ValueError(f"the columns are not {', '.join(COLUMNS)}")
-                else:
-                    rows.append(parsed(cells))
-                    if rows[1:] and not place(rows[-2]) < place(rows[-1]):
-                        raise ValueError(f"{rows[-1].name} must come once, and {rows[-2].name} before it")
-        if line == 1 and not path.stat().st_size:
-            raise ValueError("it is empty")
+        return read_rows(folder / OURS, COLUMNS, next_row)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; make collect writes it") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: byte {error.start}") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}, line {line}: {error}") from None
-    return rows
+        raise ValueError(f"{folder / OURS} is missing; make collect writes it") from None
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from lra.csv_rows import read_rows
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "runs" / "published"
 # Beside what others published: our own results, in columns of their own (lra.ours).
@@ -61,22 +62,8 @@ COLUMNS = tuple(field.name for field in fields(Published))
 
 def read_published(folder: Path = PUBLISHED) -> list[Published]:
     """Every row of `folder`/*.csv but ours; ValueError names the file and line that breaks a rule."""
-    rows: list[Published] = []
-    for path in sorted(set(folder.glob("*.csv")) - {folder / OURS}):
-        line = 1
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                for line, row in enumerate(csv.reader(file, strict=True), start=1):
-                    if line == 1:
-                        if row != list(COLUMNS):
-                            raise ValueError(f"the columns are not {', '.join(COLUMNS)}")
-                    elif row:
-                        rows.append(_published(row))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not text in UTF-8: byte {error.start}") from None
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}, line {line}: {error}") from None
-    return rows
+    files = sorted(set(folder.glob("*.csv")) - {folder / OURS})
+    return [row for path in files for row in read_rows(path, COLUMNS, _published)]
 
 
 def _published(row: Sequence[str]) -> Published:

@@ -97,7 +97,8 @@ ARROWS = {
     "lra.sweep": "command compose cost data files grid job launch outcome plan run slurm table tasks words",
     # Results read runs/ only.
     "lra.outcomes": "config folders seal",
-    "lra.published": "",
+    "lra.csv_rows": "",
+    "lra.published": "csv_rows",
     "lra.verified": "compose config data folders ours outcomes predictions records run seal tasks words",
     "lra.merged": "ours verified",
     "lra.collect": "command compose folders lock merged ours published records verified words",
@@ -111,7 +112,7 @@ ARROWS = {
     "lra.results": "cells command commit crossover files folders outcomes page published table",
     "lra.panels": "published",
     # Our own results, from runs/published alone.
-    "lra.ours": "files outcomes published seal",
+    "lra.ours": "csv_rows files outcomes published seal",
     "lra.verdicts": "intervals ours published",
     "lra.paired": "intervals ours",
     "lra.differences": "paired published",

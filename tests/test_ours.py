@@ -121,7 +121,7 @@ def test_other_columns_are_refused(header: str, tmp_path: Path) -> None:
 
 def test_an_empty_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ours.csv").write_bytes(b"")
-    with pytest.raises(ValueError, match="it is empty"):
+    with pytest.raises(ValueError, match=r"ours\.csv is empty; its first line must be protocol,task,"):
         ours.read(tmp_path)
     (tmp_path / "ours.csv").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not text in UTF-8: byte 0"):

@@ -50,3 +50,15 @@ def test_a_published_row_that_breaks_a_rule_is_named(tmp_path: Path, line: str, 
     with pytest.raises(ValueError, match=rule) as error:
         read_published(tmp_path)
     assert "lra.csv, line 2" in str(error.value)
+
+
+def test_an_empty_published_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lra.csv").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"lra\.csv is empty; its first line must be source,url,"):
+        read_published(tmp_path)
+
+
+def test_empty_lines_between_published_rows_are_none(tmp_path: Path) -> None:
+    header, first = (PUBLISHED / "zeng_2022.csv").read_text().splitlines()[:2]
+    (tmp_path / "lra.csv").write_text(f"{header}\n\n{first}\n\n")
+    assert [value.attn for value in read_published(tmp_path)] == ["softmax"]

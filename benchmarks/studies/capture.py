@@ -58,12 +58,7 @@ def capture(path: Path, wanted: Wanted) -> QKV:
     which = config.train.select if wanted.checkpoint == "auto" else wanted.checkpoint
     saved = weights(run, which)
     data = load(config.data_dir, kind, source)
-    past = history(run)
-    if past["data_sha256"] != data.manifest["sha256"]:
-        raise WordError(
-            f"run={path} was trained on other data (sha256 {past['data_sha256'][:12]}) than {config.data_dir} holds "
-            f"({data.manifest['sha256'][:12]}); data_dir= names another place"
-        )
+    past = demand_own_data(run, config, data)
     check(config, data)
     model = model_of(config, data)
     try:
@@ -159,6 +154,18 @@ def history(run: RunFolder) -> dict[str, Any]:
         return {"data_sha256": str(result["data_sha256"]), **best}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise WordError(f"neither {run.last} nor {file} says which data the run was trained on") from None
+
+
+def demand_own_data(run: RunFolder, config: Config, data: Data) -> dict[str, Any]:
+    """The run's `history`; WordError where it was trained on other data."""
+    past = history(run)
+    if past["data_sha256"] != data.manifest["sha256"]:
+        trained, held = past["data_sha256"][:12], data.manifest["sha256"][:12]
+        raise WordError(
+            f"run={run.path} was trained on other data (sha256 {trained}) than {config.data_dir} holds ({held}); "
+            "data_dir= names another place"
+        )
+    return past
 
 
 def drawn(split: Split, longest: int, wanted: Wanted) -> np.ndarray:

@@ -13,9 +13,10 @@ from tests.runs import environment
 
 pytestmark = pytest.mark.usefixtures("with_injector")
 
-# Ten writes, with what else belongs to a file.
+# Ten writes, with what else belongs to a file. Jobs in the background of a shell ignore SIGINT, and so would this one.
 PROGRAM = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = sys.argv[1]
 os.mkdir(f"{folder}/inner")
 with open(f"{folder}/inner/new", "wb", buffering=0) as file:
